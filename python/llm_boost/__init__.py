@@ -1,0 +1,1 @@
+"""llm_boost: LLM inference on Ascend NPUs and CPUs."""

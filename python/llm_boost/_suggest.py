@@ -1,0 +1,24 @@
+"""Messages for names that are not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Describes an unknown name and the nearest known one.
+
+    Args:
+        kind: What the name should have been, for example ``"sampling parameter"``.
+        name: The name that was found.
+        known: The names that would have been right.
+
+    Example:
+        >>> unknown_name("option", "top_pp", ["top_k", "top_p"])
+        "unknown option 'top_pp'; did you mean 'top_p'? Known: top_k, top_p"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    return f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}"
