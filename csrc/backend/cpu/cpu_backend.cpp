@@ -1,0 +1,28 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include "backend/cpu/isa.h"
+#include "backend/cpu/program.h"
+#include "base/error.h"
+
+namespace lb::cpu {
+
+CpuBackend::CpuBackend(ThreadPool& pool) : pool_(pool), kernels_(select_kernels()) {
+  capabilities_.mixes_prefill_and_decode = true;
+  capabilities_.block_size_multiple = kLanes;
+  capabilities_.description = cat("cpu, ", kernels_.name, ", ", pool.size(), pool.size() == 1 ? " thread" : " threads");
+}
+
+std::int64_t CpuBackend::block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const {
+  for (const Value& value : graph.layer.values) {
+    if (value.role != Role::kCache) continue;
+    return graph.num_layers * value.dims[0] * block_size * cache_bytes_per_position(value.dims[1], activation_dtype);
+  }
+  return 0;
+}
+
+std::unique_ptr<Program> CpuBackend::compile(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) {
+  LB_CHECK(options.block_size > 0 && options.block_size % kLanes == 0, options.block_size);
+  return std::make_unique<CpuProgram>(graph, weights, options, kernels_, pool_);
+}
+
+}  // namespace lb::cpu

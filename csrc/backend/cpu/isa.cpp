@@ -1,0 +1,23 @@
+#include "backend/cpu/isa.h"
+
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+
+namespace lb::cpu {
+
+const Kernels& select_kernels() {
+  const std::vector<const Kernels*> available = available_kernels();
+  const char* forced = std::getenv("LLM_BOOST_ISA");
+  if (forced == nullptr || *forced == '\0') return *available.front();
+  std::string names;
+  for (const Kernels* kernels : available) {
+    if (std::string_view(forced) == kernels->name) return *kernels;
+    names += cat(names.empty() ? "" : ", ", kernels->name);
+  }
+  throw ConfigError(cat("environment variable LLM_BOOST_ISA is '", forced, "', expected one of the levels that this machine has: ", names));
+}
+
+}  // namespace lb::cpu

@@ -1,0 +1,152 @@
+// The kernels of one instruction set level, as a table of functions, and the data layouts that they share.
+//
+// Everything is laid out in *lanes* of 16: sixteen output columns of a matrix product, or sixteen positions of a cache.
+// The K dimension (what a product sums over) runs in *steps* of one 32-bit word a lane: two consecutive 16-bit elements,
+// or one float. An output element is always accumulated step by step in one register lane, in f32, whatever the number
+// of rows, tiles or threads: that makes results independent of batching, bit for bit.
+//
+// No kernel allocates, locks or throws. Pointers may alias only where a comment says so.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace lb::cpu {
+
+inline constexpr int kLanes = 16;
+inline constexpr int kPanel = 32;  // output columns of a weight panel: two lane groups, one stream of memory
+
+// Attention treats the context in tiles of this many positions, fixed by absolute position. 256 keys and values of one
+// head are 64 KiB at head size 64 in bf16: they stay in the L2 cache while a block of queries passes over them.
+inline constexpr int kTilePositions = 256;
+// Query rows (token x query head of the same kv head) of one attention work item.
+inline constexpr int kQueryRows = 48;
+inline constexpr int kMaxHeadDim = 1024;
+
+constexpr int elements_per_step(DType dtype) { return dtype == DType::kF32 ? 1 : 2; }
+
+// How activations are stored where a matrix product reads them.
+enum class Operand : std::uint8_t {
+  kBf16,           // for a bf16 dot product instruction
+  kF32,
+  kF32Rounded,     // f32 words that hold bf16 values: bf16 activations without such an instruction
+};
+
+constexpr std::size_t size_bytes(Operand operand) { return operand == Operand::kBf16 ? 2 : 4; }
+
+enum class Epilogue : std::uint8_t {
+  kStore,   // out[f32] = y + bias
+  kAdd,     // out[f32] += y + bias
+  kSwiGlu,  // out[operand] = silu(gate) * up; lanes 0-15 of a panel are gate columns, 16-31 the matching up columns
+};
+
+// y = x weight^T for a range of weight panels.
+// weight: [panels][in / elements_per_step][32] words, zero where a panel exceeds `out_columns`; 64-byte aligned.
+struct LinearArgs {
+  const void* x = nullptr;  // [rows, ldx] operand
+  std::int64_t ldx = 0;     // elements, even
+  std::int64_t rows = 0;
+  Operand operand = Operand::kF32;
+  const std::uint32_t* weight = nullptr;
+  DType weight_dtype = DType::kF32;
+  std::int64_t in_columns = 0;   // even
+  std::int64_t out_columns = 0;  // of `out`: columns from there on are not written
+  std::int64_t panel_begin = 0;
+  std::int64_t panel_end = 0;
+  const float* bias = nullptr;  // [32 * panels] or null
+  Epilogue epilogue = Epilogue::kStore;
+  void* out = nullptr;  // [rows, ldo]
+  std::int64_t ldo = 0;
+};
+
+struct NormArgs {
+  const float* x = nullptr;       // [columns]
+  const float* weight = nullptr;  // [columns]
+  std::int64_t columns = 0;
+  float epsilon = 0;
+  Operand operand = Operand::kF32;
+  void* out = nullptr;  // [columns]
+};
+
+// One kv head of one layer's cache. Positions are grouped by 16; a block holds block_size / 16 groups. Of one group, this
+// head's words are
+//   keys:   [head_dim / e][16], a word being e = elements_per_step consecutive elements of one position
+//   values: [padded_dim / 16][16 / e][16], a word being one element of e consecutive positions
+struct CacheView {
+  std::uint32_t* keys = nullptr;    // of group 0
+  std::uint32_t* values = nullptr;  // of group 0
+  std::int64_t group_stride = 0;    // words from one group to the next, for keys and for values
+  std::int64_t block_size = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t padded_dim = 0;  // head_dim rounded up to 16; the padding is never read into a result
+  DType dtype = DType::kF32;    // kBF16 or kF32
+};
+
+struct RopeRow {
+  const float* cos = nullptr;  // [head_dim / 2]
+  const float* sin = nullptr;
+};
+
+// Writes one token of one kv head into the cache: the key rotated by `rope`, the value as it is.
+struct CacheWriteArgs {
+  CacheView cache;
+  const float* key = nullptr;    // [head_dim]
+  const float* value = nullptr;  // [head_dim]
+  RopeRow rope;
+  std::int64_t slot = 0;
+  bool last_of_sequence = false;  // then the partner of an unpaired value is cleared, because attention reads it
+};
+
+// Attention of rows [row_begin, row_end) of one sequence and kv head over its context. Row r is query head r % group of
+// token r / group; token i has position first_position + i. At most kQueryRows rows.
+struct AttentionArgs {
+  CacheView cache;
+  const std::int32_t* block_table = nullptr;
+  const float* q = nullptr;  // first query head of the group, first token of the sequence; not rotated
+  std::int64_t ldq = 0;
+  RopeRow rope;                 // of position 0; rows of head_dim / 2
+  std::int64_t first_position = 0;
+  std::int64_t group = 0;
+  std::int64_t row_begin = 0;
+  std::int64_t row_end = 0;
+  float scale = 0;
+  Operand operand = Operand::kF32;
+  void* out = nullptr;  // operand, as q is laid out
+  std::int64_t ldo = 0;
+  std::byte* scratch = nullptr;  // attention_scratch_bytes(), 64-byte aligned, private to the thread
+};
+
+std::size_t attention_scratch_bytes(std::int64_t head_dim);
+
+// The functions of one instruction set level.
+struct Kernels {
+  const char* name;
+  bool bf16_dot;  // linear and attend multiply bf16 operands directly
+
+  void (*linear)(const LinearArgs& args);
+  void (*rms_norm)(const NormArgs& args);
+  void (*cache_write)(const CacheWriteArgs& args);
+  void (*attend)(const AttentionArgs& args);
+
+  // Transposes 16 rows of `steps` words into one lane group of a panel: target[step * 32 + lane] = rows[lane][step].
+  // Rows from `valid_rows` on are taken as zero. row_stride in words.
+  void (*pack_rows)(const std::uint32_t* rows, std::int64_t row_stride, int valid_rows, std::int64_t steps, std::uint32_t* target);
+
+  // Over a row of logits, n >= 1.
+  float (*max_value)(const float* x, std::int64_t n);
+  // sum of exp((x[i] - maximum) * factor), in a fixed order
+  float (*sum_exp)(const float* x, std::int64_t n, float maximum, float factor);
+  // Ascending indices of all x[i] >= threshold into `indices` (room for n); returns how many.
+  std::int64_t (*collect_at_least)(const float* x, std::int64_t n, float threshold, std::int32_t* indices);
+};
+
+// The levels that were compiled in; null where the CPU architecture has no such level.
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512bf16_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace lb::cpu

@@ -1,0 +1,63 @@
+// AVX-512 with the bf16 dot product. This file alone is compiled with those flags.
+#include <immintrin.h>
+
+#include "backend/cpu/kernels.h"
+
+#define LB_INLINE inline __attribute__((always_inline))
+
+namespace lb::cpu::avx512bf16 {
+namespace {
+
+#include "backend/cpu/simd_avx512.h"
+#include "backend/cpu/shapes_avx512.inc"
+#include "backend/cpu/kernels_body.inc"
+
+// bf16 activations x words of two bf16, with the instruction that adds both products to an f32 sum.
+struct Bf16xBf16 {
+  using Lhs = std::uint16_t;
+  using Rhs = __m512bh;
+  static constexpr int kLhsPerStep = 2;
+  LB_INLINE static Rhs load_words(const std::uint32_t* words) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(words)); }
+  LB_INLINE static Vec mac(Vec acc, const Lhs* x, const Rhs& w) {
+    int pair;
+    __builtin_memcpy(&pair, x, sizeof(pair));
+    return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), w)};
+  }
+};
+
+// Latency 6 at one a cycle asks for at least 6 sums; 24 of the 32 registers hold sums. With many rows, 6 x 4 needs 10
+// loads for 24 products. With few, the whole height passes over a panel at once, so that it is read only once.
+struct DotShape {
+  static constexpr int kFewLimit = 36, kFewRows = 12, kFewVecs = 2;
+  static constexpr int kManyRows = 6, kManyVecs = 4;
+  static constexpr int kAttentionRows = 6, kAttentionVecs = 4;
+};
+
+inline void linear(const LinearArgs& args) {
+  if (args.operand == Operand::kBf16) {
+    linear_with<DotShape, Bf16xBf16>(args);
+  } else {
+    linear_f32(args);
+  }
+}
+
+inline void attend(const AttentionArgs& args) {
+  if (args.operand == Operand::kBf16) {
+    Attention<Bf16xBf16, DotShape::kAttentionRows, DotShape::kAttentionVecs>(args).run();
+  } else {
+    attend_f32(args);
+  }
+}
+
+}  // namespace
+}  // namespace lb::cpu::avx512bf16
+
+namespace lb::cpu {
+
+const Kernels* avx512bf16_kernels() {
+  using namespace avx512bf16;
+  static constexpr Kernels kernels{"avx512bf16", true, linear, rms_norm, cache_write, attend, pack_rows, max_value, sum_exp, collect_at_least};
+  return &kernels;
+}
+
+}  // namespace lb::cpu

@@ -1,0 +1,32 @@
+// The portable level: plain C++ that any compiler vectorises as far as its baseline allows.
+#include "backend/cpu/kernels.h"
+
+#define LB_INLINE inline __attribute__((always_inline))
+
+namespace lb::cpu::scalar {
+namespace {
+
+#include "backend/cpu/simd_scalar.h"
+
+struct PairShape {
+  static constexpr int kFewLimit = 1, kFewRows = 1, kFewVecs = 2;
+  static constexpr int kManyRows = 2, kManyVecs = 2;
+  static constexpr int kAttentionRows = 2, kAttentionVecs = 1;
+};
+using SingleShape = PairShape;
+constexpr int kStreamAheadBytes = 0;
+
+#include "backend/cpu/kernels_body.inc"
+
+}  // namespace
+}  // namespace lb::cpu::scalar
+
+namespace lb::cpu {
+
+const Kernels* scalar_kernels() {
+  using namespace scalar;
+  static constexpr Kernels kernels{"scalar", false, linear_f32, rms_norm, cache_write, attend_f32, pack_rows, max_value, sum_exp, collect_at_least};
+  return &kernels;
+}
+
+}  // namespace lb::cpu

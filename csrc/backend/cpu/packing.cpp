@@ -1,0 +1,183 @@
+#include "backend/cpu/packing.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+
+namespace lb::cpu {
+namespace {
+
+// Panels of gate and up rows are padded per half, so their count follows the padded ffn width.
+std::int64_t padded_rows(const PackedWeight& weight) {
+  if (weight.packing == Packing::kGateUpPanels) return 2 * round_up(weight.rows / 2, std::int64_t{kLanes});
+  return round_up(weight.rows, std::int64_t{kPanel});
+}
+
+std::int64_t packed_bytes(const PackedWeight& weight) {
+  const std::int64_t element = weight.packing == Packing::kVector ? 4 : static_cast<std::int64_t>(size_bytes(weight.dtype));
+  return round_up(padded_rows(weight) * weight.columns * element, std::int64_t{64});
+}
+
+// Converts `count` stored elements to f32.
+void to_floats(DType dtype, const std::byte* source, std::int64_t count, float* target) {
+  const auto at = [source](std::int64_t i, auto element) {
+    std::memcpy(&element, source + static_cast<std::size_t>(i) * sizeof(element), sizeof(element));
+    return element;
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    switch (dtype) {
+      case DType::kF32: target[i] = at(i, float{}); break;
+      case DType::kF16: target[i] = to_float(at(i, F16{})); break;
+      case DType::kBF16: target[i] = to_float(at(i, Bf16{})); break;
+    }
+  }
+}
+
+// Converts `count` elements in place from one type to another; the buffer is large enough for both.
+void convert(DType from, DType to, std::vector<std::byte>& buffer, std::int64_t count) {
+  if (from == to) return;
+  std::vector<float> floats(static_cast<std::size_t>(count));
+  to_floats(from, buffer.data(), count, floats.data());
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::byte* target = buffer.data() + static_cast<std::size_t>(i) * size_bytes(to);
+    const float x = floats[static_cast<std::size_t>(i)];
+    if (to == DType::kF32) std::memcpy(target, &x, sizeof(x));
+    if (to == DType::kF16) *reinterpret_cast<F16*>(target) = to_f16(x);
+    if (to == DType::kBF16) *reinterpret_cast<Bf16*>(target) = to_bf16(x);
+  }
+}
+
+// Sixteen rows of a stored matrix and the lane group that they fill.
+struct RowGroup {
+  std::int64_t first_row = 0;
+  std::int64_t num_rows = 0;  // less than 16 at the end of the matrix
+  std::int64_t panel = 0;
+  std::int64_t lane = 0;
+};
+
+RowGroup row_group(const PackedWeight& weight, std::int64_t group) {
+  if (weight.packing == Packing::kGateUpPanels) {
+    const std::int64_t half = weight.rows / 2;
+    const std::int64_t first = group / 2 * kLanes;
+    return {group % 2 * half + first, std::min<std::int64_t>(kLanes, half - first), group / 2, group % 2 * kLanes};
+  }
+  const std::int64_t first = group * kLanes;
+  return {first, std::clamp<std::int64_t>(weight.rows - first, 0, kLanes), group / 2, group % 2 * kLanes};
+}
+
+void pack_group(const StoredTensor& stored, const PackedWeight& weight, std::int64_t group, const Kernels& kernels, std::byte* target) {
+  const RowGroup rows = row_group(weight, group);
+  thread_local std::vector<std::byte> staging;
+  const std::int64_t count = rows.num_rows * weight.columns;
+  staging.resize(static_cast<std::size_t>(kLanes * weight.columns) * sizeof(float));
+  const auto row_bytes = static_cast<std::uint64_t>(weight.columns) * size_bytes(stored.dtype());
+  stored.read(static_cast<std::uint64_t>(rows.first_row) * row_bytes, staging.data(), static_cast<std::uint64_t>(rows.num_rows) * row_bytes);
+  convert(stored.dtype(), weight.dtype, staging, count);
+  const std::int64_t steps = weight.columns / elements_per_step(weight.dtype);
+  auto* panel = reinterpret_cast<std::uint32_t*>(target) + rows.panel * steps * kPanel;
+  kernels.pack_rows(reinterpret_cast<const std::uint32_t*>(staging.data()), steps, static_cast<int>(rows.num_rows), steps, panel + rows.lane);
+}
+
+void pack_vector(const StoredTensor& stored, const PackedWeight& weight, std::byte* target) {
+  std::vector<std::byte> staging(stored.bytes());
+  stored.read(0, staging.data(), stored.bytes());
+  to_floats(stored.dtype(), staging.data(), weight.rows, reinterpret_cast<float*>(target));
+}
+
+PackedWeight describe(const PackingRequest& request, const StoredTensor& stored, std::optional<DType> weight_dtype) {
+  PackedWeight weight;
+  weight.packing = request.packing;
+  weight.rows = stored.shape()[0];
+  weight.columns = stored.shape().size() == 2 ? stored.shape()[1] : 1;
+  weight.dtype = weight_dtype.value_or(stored.dtype());
+  LB_CHECK((request.packing == Packing::kVector) == (stored.shape().size() == 1), request.name);
+  LB_CHECK(request.packing == Packing::kVector || weight.columns % 2 == 0, request.name, " has ", weight.columns, " columns");
+  return weight;
+}
+
+// A unit of parallel work: a few lane groups of one matrix, or one vector.
+struct Task {
+  std::size_t weight = 0;
+  std::int64_t group_begin = 0;
+  std::int64_t group_end = 0;
+  std::int64_t bytes = 0;
+};
+
+}  // namespace
+
+PackedWeights::PackedWeights(const std::vector<PackingRequest>& requests, const WeightLookup& lookup, std::optional<DType> weight_dtype,
+                             const Kernels& kernels, ThreadPool& pool,
+                             const std::function<void(std::int64_t, std::int64_t)>& on_progress) {
+  constexpr std::int64_t kGroupsPerTask = 8;
+  std::map<std::pair<std::string, Packing>, std::size_t> first_use;
+  std::vector<const StoredTensor*> stored;
+  std::vector<std::int64_t> offsets;
+  std::vector<Task> tasks;
+  std::int64_t total = 0;
+  for (const PackingRequest& request : requests) {
+    const StoredTensor& tensor = lookup(request.name);
+    weights_.push_back(describe(request, tensor, weight_dtype));
+    stored.push_back(&tensor);
+    const PackedWeight& weight = weights_.back();
+    const auto [use, is_first] = first_use.try_emplace({request.name, request.packing}, weights_.size() - 1);
+    if (!is_first) {
+      offsets.push_back(offsets[use->second]);
+      continue;
+    }
+    offsets.push_back(total);
+    const std::int64_t groups = weight.packing == Packing::kVector ? 1 : padded_rows(weight) / kLanes;
+    for (std::int64_t begin = 0; begin < groups; begin += kGroupsPerTask) {
+      const std::int64_t end = std::min(begin + kGroupsPerTask, groups);
+      tasks.push_back({weights_.size() - 1, begin, end, packed_bytes(weight) * (end - begin) / groups});
+    }
+    total += packed_bytes(weight);
+  }
+  buffer_ = Buffer(static_cast<std::size_t>(total));
+  for (std::size_t i = 0; i < weights_.size(); ++i) weights_[i].data = buffer_.data() + offsets[i];
+
+  std::atomic<std::int64_t> done{0};
+  const std::thread::id caller = std::this_thread::get_id();
+  parallel_for(pool, static_cast<std::int64_t>(tasks.size()), [&](std::int64_t i) {
+    const Task& task = tasks[static_cast<std::size_t>(i)];
+    const PackedWeight& weight = weights_[task.weight];
+    std::byte* target = buffer_.data() + offsets[task.weight];
+    if (weight.packing == Packing::kVector) {
+      pack_vector(*stored[task.weight], weight, target);
+    } else {
+      for (std::int64_t group = task.group_begin; group < task.group_end; ++group) pack_group(*stored[task.weight], weight, group, kernels, target);
+    }
+    const std::int64_t now = done += task.bytes;
+    if (on_progress && std::this_thread::get_id() == caller) on_progress(now, total);
+  });
+  if (on_progress) on_progress(total, total);
+}
+
+void unpack_row(const PackedWeight& weight, std::int64_t row, float* target) {
+  const int per_step = elements_per_step(weight.dtype);
+  const std::int64_t steps = weight.columns / per_step;
+  const auto* words = reinterpret_cast<const std::uint32_t*>(weight.data) + row / kPanel * steps * kPanel + row % kPanel;
+  for (std::int64_t step = 0; step < steps; ++step) {
+    const std::uint32_t word = words[step * kPanel];
+    const auto low = static_cast<std::uint16_t>(word);
+    const auto high = static_cast<std::uint16_t>(word >> 16);
+    switch (weight.dtype) {
+      case DType::kF32: target[step] = std::bit_cast<float>(word); break;
+      case DType::kF16:
+        target[2 * step] = to_float(F16{low});
+        target[2 * step + 1] = to_float(F16{high});
+        break;
+      case DType::kBF16:
+        target[2 * step] = to_float(Bf16{low});
+        target[2 * step + 1] = to_float(Bf16{high});
+        break;
+    }
+  }
+}
+
+}  // namespace lb::cpu

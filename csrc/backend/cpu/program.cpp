@@ -1,0 +1,183 @@
+#include "backend/cpu/program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "backend/cpu/step_runner.h"
+#include "base/error.h"
+
+namespace lb::cpu {
+
+Operand choose_operand(const Kernels& kernels, DType activation_dtype, bool all_weights_bf16) {
+  if (activation_dtype == DType::kF32) return Operand::kF32;
+  return kernels.bf16_dot && all_weights_bf16 ? Operand::kBf16 : Operand::kF32Rounded;
+}
+
+std::int64_t cache_bytes_per_position(std::int64_t head_dim, DType dtype) {
+  const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
+  return (head_dim + padded) * static_cast<std::int64_t>(size_bytes(dtype));
+}
+
+std::size_t attention_scratch_bytes(std::int64_t head_dim) {
+  const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
+  const std::int64_t floats = kQueryRows * (2 + padded + head_dim);
+  return static_cast<std::size_t>(floats) * sizeof(float) + 4 * 64;  // four parts, each rounded up to a cache line
+}
+
+CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options, const Kernels& kernels,
+                       ThreadPool& pool)
+    : kernels_(kernels), pool_(pool), options_(options), rope_(graph.rope) {
+  if (options.activation_dtype == DType::kF16) {
+    throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
+  }
+  bool all_bf16 = true;
+  for (const Graph* part : {&graph.embed, &graph.layer, &graph.head}) {
+    for (const Value& value : part->values) {
+      if (value.role != Role::kWeight || value.dims.size() != 2) continue;
+      const bool in_layer = part == &graph.layer;
+      for (std::int64_t layer = 0; layer < (in_layer ? graph.num_layers : 1); ++layer) {
+        const DType stored = weights(in_layer ? layer_weight_name(layer, value.name) : value.name).dtype();
+        all_bf16 = all_bf16 && options.weight_dtype.value_or(stored) == DType::kBF16;
+      }
+    }
+  }
+  operand_ = choose_operand(kernels, options.activation_dtype, all_bf16);
+  const RowLimits limits{options.max_tokens, options.max_logit_rows};
+  embed_.graph = lower(graph.embed, operand_, limits);
+  layers_.graph = lower(graph.layer, operand_, limits);
+  head_.graph = lower(graph.head, operand_, limits);
+  pack(graph, weights, options);
+
+  allocate_cache(graph);
+  arena_ = Buffer(static_cast<std::size_t>(std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
+  scratch_stride_ = round_up(attention_scratch_bytes(head_dim_), std::size_t{4096});
+  scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
+
+  last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
+  attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
+  const std::size_t per_layer = layers_.graph.steps.size();
+  progress_ = std::vector<Progress>(embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size());
+  step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
+}
+
+void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) {
+  std::vector<PackingRequest> requests;
+  const auto request = [&requests](Stage& stage, const auto& full_name) {
+    stage.first_weight.push_back(requests.size());
+    for (const PackingRequest& weight : stage.graph.weights) requests.push_back({full_name(weight.name), weight.packing});
+  };
+  const auto as_is = [](const std::string& name) { return name; };
+  request(embed_, as_is);
+  for (std::int64_t layer = 0; layer < graph.num_layers; ++layer) {
+    request(layers_, [layer](const std::string& name) { return layer_weight_name(layer, name); });
+  }
+  request(head_, as_is);
+  packed_ = std::make_unique<PackedWeights>(requests, weights, options.weight_dtype, kernels_, pool_, options.on_progress);
+}
+
+void CpuProgram::allocate_cache(const ModelGraph& graph) {
+  for (const Value& value : graph.layer.values) {
+    if (value.role != Role::kCache) continue;
+    num_kv_heads_ = value.dims[0];
+    head_dim_ = value.dims[1];
+  }
+  LB_CHECK(head_dim_ > 0 && head_dim_ <= kMaxHeadDim, head_dim_);
+  padded_dim_ = round_up(head_dim_, std::int64_t{kLanes});
+  cache_dtype_ = options_.activation_dtype;
+  group_words_ = num_kv_heads_ * kLanes * cache_bytes_per_position(head_dim_, cache_dtype_) / 4;
+  const std::int64_t num_groups = graph.num_layers * options_.num_blocks * options_.block_size / kLanes;
+  cache_ = Buffer(static_cast<std::size_t>(num_groups * group_words_) * sizeof(std::uint32_t));
+}
+
+std::uint32_t* CpuProgram::layer_cache(std::int64_t layer) const {
+  const std::int64_t groups_per_layer = options_.num_blocks * options_.block_size / kLanes;
+  return reinterpret_cast<std::uint32_t*>(cache_.data()) + layer * groups_per_layer * group_words_;
+}
+
+CacheView CpuProgram::cache_view(std::int64_t layer, std::int64_t kv_head) const {
+  const std::int64_t per_step = elements_per_step(cache_dtype_);
+  const std::int64_t key_words = kLanes * head_dim_ / per_step;
+  const std::int64_t value_words = kLanes * padded_dim_ / per_step;
+  std::uint32_t* base = layer_cache(layer);
+  return {.keys = base + kv_head * key_words,
+          .values = base + num_kv_heads_ * key_words + kv_head * value_words,
+          .group_stride = group_words_,
+          .block_size = options_.block_size,
+          .head_dim = head_dim_,
+          .padded_dim = padded_dim_,
+          .dtype = cache_dtype_};
+}
+
+void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
+  const std::int64_t block_words = options_.block_size / kLanes * group_words_;
+  for (const BlockCopy& copy : copies) {
+    for (std::size_t layer = 0; layer < layers_.first_weight.size(); ++layer) {
+      std::uint32_t* base = layer_cache(static_cast<std::int64_t>(layer));
+      std::copy_n(base + copy.source * block_words, block_words, base + copy.target * block_words);
+    }
+  }
+}
+
+void CpuProgram::prepare(const StepBatch& batch) {
+  batch_ = &batch;
+  std::int64_t group = 1;
+  for (const Step& step : layers_.graph.steps) {
+    if (const auto* attention = std::get_if<AttentionStep>(&step.kind)) group = attention->num_heads / attention->num_kv_heads;
+  }
+  std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
+  for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
+    const std::int64_t rows = (batch.seq_begin[s + 1] - batch.seq_begin[s]) * group;
+    attention_items_[s + 1] = attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * num_kv_heads_;
+    last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
+  }
+  for (Progress& progress : progress_) {
+    progress.next.store(0, std::memory_order_relaxed);
+    progress.done.store(0, std::memory_order_relaxed);
+  }
+}
+
+void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
+  using Clock = std::chrono::steady_clock;
+  // Times are kept per step of a graph, summed over layers.
+  const std::size_t first_time = &stage == &embed_    ? 0
+                                 : &stage == &layers_ ? embed_.graph.steps.size()
+                                                      : embed_.graph.steps.size() + layers_.graph.steps.size();
+  for (std::size_t repetition = 0; repetition < stage.first_weight.size(); ++repetition) {
+    for (std::size_t i = 0; i < stage.graph.steps.size(); ++i) {
+      const Clock::time_point start = options_.time_steps ? Clock::now() : Clock::time_point{};
+      const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
+                              progress_[static_cast<std::size_t>(step_index++)], member);
+      std::visit(runner, stage.graph.steps[i].kind);
+      if (options_.time_steps && member == 0) step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();
+    }
+  }
+}
+
+std::span<const float> CpuProgram::run(const StepBatch& batch) {
+  prepare(batch);
+  pool_.run([this](int member) {
+    int step_index = 0;
+    run_stage(embed_, step_index, member);
+    run_stage(layers_, step_index, member);
+    if (!batch_->logit_rows.empty()) run_stage(head_, step_index, member);
+  });
+  batch_ = nullptr;
+  const BufferSpec& logits = head_.graph.buffers.back();
+  return {reinterpret_cast<const float*>(arena_.data() + logits.offset), batch.logit_rows.size() * static_cast<std::size_t>(logits.ld)};
+}
+
+std::vector<Program::StepTime> CpuProgram::take_step_times() {
+  std::vector<StepTime> times;
+  std::size_t at = 0;
+  for (const Stage* stage : {&embed_, &layers_, &head_}) {
+    for (const Step& step : stage->graph.steps) times.push_back({step.name, std::exchange(step_seconds_[at++], 0.0)});
+  }
+  return times;
+}
+
+Program::Memory CpuProgram::memory() const {
+  return {.weights = packed_->bytes(), .cache = static_cast<std::int64_t>(cache_.size()), .arena = static_cast<std::int64_t>(arena_.size())};
+}
+
+}  // namespace lb::cpu

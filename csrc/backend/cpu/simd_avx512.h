@@ -1,0 +1,81 @@
+// Vec for AVX-512 (F, BW, DQ, VL): one register. See simd_scalar.h for what each function means.
+
+struct Vec {
+  __m512 v;
+};
+
+struct VecPair {
+  Vec even;
+  Vec odd;
+};
+
+LB_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+LB_INLINE Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+LB_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+LB_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+LB_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+LB_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+LB_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+LB_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+LB_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+LB_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+LB_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+
+LB_INLINE __mmask16 first_lanes(std::int64_t n) {
+  return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : static_cast<__mmask16>((1U << n) - 1U);
+}
+LB_INLINE Vec keep_first(Vec a, std::int64_t n, float fill) { return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first_lanes(n), a.v)}; }
+LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+
+LB_INLINE Vec round_nearest(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+LB_INLINE Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
+  const __m512i w = _mm512_loadu_si512(words);
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000U))))}};
+}
+LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
+  const __m512i w = _mm512_loadu_si512(words);
+  return {{_mm512_cvtph_ps(_mm512_cvtepi32_epi16(w))}, {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)))}};
+}
+// The upper halves after rounding to nearest even, in the low 16 bits of each lane. NaN becomes a quiet NaN.
+LB_INLINE __m512i bf16_bits(Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+}
+LB_INLINE Vec round_to_bf16(Vec a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(a), 16))}; }
+LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
+}
+
+LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+  __m512i r[16];
+  __m512i t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(source + i * source_stride);
+  // Within each 128-bit quarter: rows 4b .. 4b+3 become a 4 x 4 transpose.
+  for (int b = 0; b < 16; b += 4) {
+    const __m512i lo01 = _mm512_unpacklo_epi32(r[b], r[b + 1]);
+    const __m512i hi01 = _mm512_unpackhi_epi32(r[b], r[b + 1]);
+    const __m512i lo23 = _mm512_unpacklo_epi32(r[b + 2], r[b + 3]);
+    const __m512i hi23 = _mm512_unpackhi_epi32(r[b + 2], r[b + 3]);
+    t[b] = _mm512_unpacklo_epi64(lo01, lo23);
+    t[b + 1] = _mm512_unpackhi_epi64(lo01, lo23);
+    t[b + 2] = _mm512_unpacklo_epi64(hi01, hi23);
+    t[b + 3] = _mm512_unpackhi_epi64(hi01, hi23);
+  }
+  // t[4b + c] holds in quarter q the words (rows 4b .. 4b+3, column 4q + c): a 4 x 4 transpose of quarters is left.
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(t[c], t[4 + c], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0x88);
+    const __m512i d = _mm512_shuffle_i32x4(t[c], t[4 + c], 0xdd);
+    const __m512i e = _mm512_shuffle_i32x4(t[8 + c], t[12 + c], 0xdd);
+    _mm512_storeu_si512(target + c * target_stride, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_storeu_si512(target + (4 + c) * target_stride, _mm512_shuffle_i32x4(d, e, 0x88));
+    _mm512_storeu_si512(target + (8 + c) * target_stride, _mm512_shuffle_i32x4(a, b, 0xdd));
+    _mm512_storeu_si512(target + (12 + c) * target_stride, _mm512_shuffle_i32x4(d, e, 0xdd));
+  }
+}

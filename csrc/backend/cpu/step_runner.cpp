@@ -1,0 +1,154 @@
+#include "backend/cpu/step_runner.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace lb::cpu {
+
+template <class F>
+void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
+  const auto pieces = static_cast<std::uint32_t>(ceil_div(count, chunk));
+  std::uint32_t mine = 0;
+  for (std::uint32_t piece = progress_.next++; piece < pieces; piece = progress_.next++) {
+    f(piece * chunk, std::min((piece + 1) * chunk, count));
+    ++mine;
+  }
+  if (mine > 0 && progress_.done.fetch_add(mine, std::memory_order_acq_rel) + mine == pieces) progress_.done.notify_all();
+  wait_for(progress_.done, pieces);
+}
+
+const PackedWeight& StepRunner::weight(int index) const {
+  return program_.packed_->weights()[first_weight_ + static_cast<std::size_t>(index)];
+}
+
+std::byte* StepRunner::at(View view) const {
+  const BufferSpec& buffer = spec(view);
+  return const_cast<std::byte*>(program_.arena_.data()) + buffer.offset + view.column * buffer.element_bytes;
+}
+
+std::int64_t StepRunner::num_rows(Rows rows) const {
+  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size() : program_.batch_->logit_rows.size());
+}
+
+RopeRow StepRunner::rope_at(std::int64_t position) const {
+  const std::int64_t offset = position * program_.rope_.half_dim;
+  return {program_.rope_.cos.data() + offset, program_.rope_.sin.data() + offset};
+}
+
+void StepRunner::operator()(const EmbedStep& step) const {
+  auto* out = reinterpret_cast<float*>(at(step.out));
+  const std::int64_t ld = spec(step.out).ld;
+  share(num_rows(Rows::kTokens), 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      unpack_row(weight(step.table), program_.batch_->token_ids[static_cast<std::size_t>(t)], out + t * ld);
+    }
+  });
+}
+
+void StepRunner::operator()(const NormStep& step) const {
+  const auto* x = reinterpret_cast<const float*>(at(step.x));
+  const std::int64_t ldx = spec(step.x).ld;
+  const BufferSpec& out = spec(step.out);
+  share(num_rows(step.rows), 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      program_.kernels_.rms_norm({.x = x + row * ldx,
+                                  .weight = reinterpret_cast<const float*>(weight(step.weight).data),
+                                  .columns = step.columns,
+                                  .epsilon = step.epsilon,
+                                  .operand = program_.operand_,
+                                  .out = at(step.out) + row * out.ld * out.element_bytes});
+    }
+  });
+}
+
+void StepRunner::operator()(const LinearStep& step) const {
+  const PackedWeight& matrix = weight(step.weight);
+  LinearArgs args{.x = at(step.x),
+                  .ldx = spec(step.x).ld,
+                  .rows = num_rows(step.rows),
+                  .operand = program_.operand_,
+                  .weight = reinterpret_cast<const std::uint32_t*>(matrix.data),
+                  .weight_dtype = matrix.dtype,
+                  .in_columns = matrix.columns,
+                  .out_columns = step.out_columns,
+                  .bias = step.bias < 0 ? nullptr : reinterpret_cast<const float*>(weight(step.bias).data),
+                  .epilogue = step.epilogue,
+                  .out = at(step.out),
+                  .ldo = spec(step.out).ld};
+  // About eight pieces a thread: small enough to even out a thread that is slowed down, large enough to stream.
+  const std::int64_t panels = num_panels(matrix);
+  const std::int64_t chunk = std::max<std::int64_t>(2, panels / (8 * program_.pool_.size()) / 2 * 2);
+  share(panels, panels < 4 * program_.pool_.size() ? 1 : chunk, [&](std::int64_t begin, std::int64_t end) {
+    args.panel_begin = begin;
+    args.panel_end = end;
+    program_.kernels_.linear(args);
+  });
+}
+
+void StepRunner::operator()(const CacheStep& step) const {
+  const StepBatch& batch = *program_.batch_;
+  const auto* k = reinterpret_cast<const float*>(at(step.k));
+  const auto* v = reinterpret_cast<const float*>(at(step.v));
+  const std::int64_t ldk = spec(step.k).ld;
+  const std::int64_t ldv = spec(step.v).ld;
+  share(num_rows(Rows::kTokens) * step.num_kv_heads, 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t t = i / step.num_kv_heads;
+      const std::int64_t head = i % step.num_kv_heads;
+      const auto token = static_cast<std::size_t>(t);
+      program_.kernels_.cache_write({.cache = program_.cache_view(layer_, head),
+                                     .key = k + t * ldk + head * step.head_dim,
+                                     .value = v + t * ldv + head * step.head_dim,
+                                     .rope = rope_at(batch.positions[token]),
+                                     .slot = batch.slots[token],
+                                     .last_of_sequence = program_.last_of_sequence_[token] != 0});
+    }
+  });
+}
+
+void StepRunner::operator()(const AttentionStep& step) const {
+  const StepBatch& batch = *program_.batch_;
+  const std::vector<std::int64_t>& items = program_.attention_items_;
+  const std::size_t num_sequences = batch.context_len.size();
+  const std::int64_t group = step.num_heads / step.num_kv_heads;
+  const BufferSpec& out = spec(step.out);
+  share(items[num_sequences], 1, [&](std::int64_t item, std::int64_t) {
+    const auto after = std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
+    const auto s = static_cast<std::size_t>(after - items.begin()) - 1;
+    const std::int64_t first_token = batch.seq_begin[s];
+    const std::int64_t num_tokens = batch.seq_begin[s + 1] - first_token;
+    const std::int64_t blocks = (items[s + 1] - items[s]) / step.num_kv_heads;
+    const std::int64_t head = (item - items[s]) % step.num_kv_heads;
+    // The last rows see the longest context: they go first, so that no thread is left with them at the end.
+    const std::int64_t block = blocks - 1 - (item - items[s]) / step.num_kv_heads;
+    const std::int64_t column = head * group * step.head_dim;
+    program_.kernels_.attend(
+        {.cache = program_.cache_view(layer_, head),
+         .block_table = batch.block_table.data() + s * static_cast<std::size_t>(program_.options_.max_blocks),
+         .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
+         .ldq = spec(step.q).ld,
+         .rope = rope_at(0),
+         .first_position = batch.context_len[s] - num_tokens,
+         .group = group,
+         .row_begin = block * kQueryRows,
+         .row_end = std::min<std::int64_t>((block + 1) * kQueryRows, num_tokens * group),
+         .scale = step.scale,
+         .operand = program_.operand_,
+         .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
+         .ldo = out.ld,
+         .scratch = const_cast<std::byte*>(program_.scratch_.data()) + static_cast<std::size_t>(member_) * program_.scratch_stride_});
+  });
+}
+
+void StepRunner::operator()(const GatherStep& step) const {
+  const auto* x = reinterpret_cast<const float*>(at(step.x));
+  auto* out = reinterpret_cast<float*>(at(step.out));
+  share(num_rows(Rows::kLogitRows), 4, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float* source = x + program_.batch_->logit_rows[static_cast<std::size_t>(row)] * spec(step.x).ld;
+      std::memcpy(out + row * spec(step.out).ld, source, static_cast<std::size_t>(step.columns) * sizeof(float));
+    }
+  });
+}
+
+}  // namespace lb::cpu

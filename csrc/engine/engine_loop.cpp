@@ -1,0 +1,147 @@
+#include "engine/engine_loop.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace lb {
+
+std::vector<OutputQueue::Item> OutputQueue::pop(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  filled_.wait_for(lock, timeout, [this] { return !items_.empty() || error_ != nullptr; });
+  if (items_.empty() && error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
+  return std::exchange(items_, {});
+}
+
+void OutputQueue::push(const TokenEvent& event, const StepOutput& output) {
+  const auto begin = output.logprobs.begin();
+  {
+    const std::lock_guard lock(mutex_);
+    items_.push_back({event, {begin + event.logprob_begin, begin + event.logprob_end}});
+  }
+  filled_.notify_all();
+}
+
+void OutputQueue::fail(std::exception_ptr error) {
+  {
+    const std::lock_guard lock(mutex_);
+    error_ = std::move(error);
+  }
+  filled_.notify_all();
+}
+
+EngineLoop::EngineLoop(const std::function<std::unique_ptr<Engine>()>& make_engine) {
+  std::promise<void> ready;
+  thread_ = std::thread([&, this] {
+    try {
+      engine_ = make_engine();
+    } catch (...) {
+      ready.set_exception(std::current_exception());
+      return;
+    }
+    ready.set_value();
+    run();
+  });
+  try {
+    ready.get_future().get();
+  } catch (...) {
+    thread_.join();
+    throw;
+  }
+}
+
+EngineLoop::~EngineLoop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void EngineLoop::post(Command command) {
+  {
+    const std::lock_guard lock(mutex_);
+    commands_.push_back(std::move(command));
+  }
+  wake_.notify_one();
+}
+
+void EngineLoop::call(const Command& command) {
+  std::promise<void> done;
+  post([&] {
+    try {
+      command();
+      done.set_value();
+    } catch (...) {
+      done.set_exception(std::current_exception());
+    }
+  });
+  done.get_future().get();
+}
+
+RequestId EngineLoop::submit(std::vector<std::int32_t> prompt, SamplingParams params, std::shared_ptr<OutputQueue> queue) {
+  Request request{0, std::move(prompt), std::move(params)};
+  engine_->check(request);
+  {
+    const std::lock_guard lock(mutex_);
+    request.id = ++last_id_;
+  }
+  const RequestId id = request.id;
+  post([this, request = std::move(request), queue = std::move(queue)]() mutable {
+    clients_[request.id] = {std::move(queue), request.params.n};
+    engine_->add(std::move(request));
+  });
+  return id;
+}
+
+void EngineLoop::cancel(RequestId id) {
+  post([this, id] { engine_->cancel(id); });
+}
+
+void EngineLoop::forward(const StepBatch& batch, std::span<float> logits) {
+  call([&] { engine_->forward(batch, logits); });
+}
+
+EngineStats EngineLoop::stats() {
+  EngineStats stats;
+  call([&] { stats = engine_->stats(); });
+  return stats;
+}
+
+void EngineLoop::dispatch(const StepOutput& output) {
+  for (const TokenEvent& event : output.events) {
+    const auto client = clients_.find(event.request);
+    if (client == clients_.end()) continue;
+    client->second.queue->push(event, output);
+    if (event.finish != FinishReason::kNone && --client->second.unfinished == 0) clients_.erase(client);
+  }
+}
+
+void EngineLoop::run() {
+  StepOutput output;
+  std::vector<Command> commands;
+  bool busy = false;
+  while (true) {
+    {
+      std::unique_lock lock(mutex_);
+      if (!busy) wake_.wait(lock, [this] { return stopping_ || !commands_.empty(); });
+      if (stopping_) break;
+      std::swap(commands, commands_);
+    }
+    for (Command& command : commands) command();
+    commands.clear();
+    try {
+      busy = engine_->step(output);
+      dispatch(output);
+    } catch (...) {
+      for (auto& [id, client] : clients_) client.queue->fail(std::current_exception());
+      clients_.clear();
+      busy = false;
+    }
+  }
+  const auto gone = std::make_exception_ptr(BackendError("the model was closed while requests were being served"));
+  for (auto& [id, client] : clients_) client.queue->fail(gone);
+}
+
+}  // namespace lb

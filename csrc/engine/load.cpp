@@ -1,0 +1,122 @@
+#include "engine/load.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "backend/cpu/isa.h"
+#include "base/error.h"
+#include "base/host.h"
+#include "base/memory.h"
+#include "model/model.h"
+
+namespace lb {
+namespace {
+
+// Without num_blocks, the cache takes at most this, and at most a quarter of the memory that is free: enough for
+// thousands of tokens of a 7B model, while a laptop keeps room for other things.
+constexpr std::int64_t kDefaultCacheBytes = std::int64_t{4} << 30;
+
+// Prompts whose logprobs are wanted are computed in chunks of so many tokens: a row of logits can be 600 KB.
+constexpr std::int64_t kPromptLogprobRows = 64;
+
+void check_options(const EngineOptions& options, const ModelConfig& config) {
+  const auto in_range = [](const char* option, std::int64_t value, std::int64_t low, std::int64_t high) {
+    if (value < low || value > high) throw ConfigError(cat(option, " is ", value, ", expected ", low, " to ", high));
+  };
+  in_range("num_threads", options.num_threads, 0, 1024);
+  in_range("block_size", options.block_size, 1, 1024);
+  in_range("num_blocks", options.num_blocks, 0, std::int64_t{1} << 24);
+  in_range("max_num_seqs", options.max_num_seqs, 1, 4096);
+  in_range("max_model_len", options.max_model_len, 0, config.max_positions);
+  in_range("max_num_batched_tokens", options.max_num_batched_tokens, options.max_num_seqs, 65536);
+  for (const std::int32_t token : options.eos_token_ids) in_range("eos_token_id", token, 0, config.vocab_size - 1);
+}
+
+// The type that all matrices will have, or float32 when they differ.
+DType common_weight_dtype(const ModelGraph& graph, const WeightTable& weights, std::optional<DType> forced) {
+  std::optional<DType> common;
+  for (const WeightSpec& spec : expected_weights(graph)) {
+    if (spec.shape.size() != 2) continue;
+    const DType dtype = forced.value_or(weights.at(spec.name).dtype());
+    if (common.value_or(dtype) != dtype) return DType::kF32;
+    common = dtype;
+  }
+  return common.value_or(DType::kF32);
+}
+
+std::int64_t stored_bytes(const ModelGraph& graph, const WeightTable& weights) {
+  std::int64_t bytes = 0;
+  for (const WeightSpec& spec : expected_weights(graph)) bytes += static_cast<std::int64_t>(weights.at(spec.name).bytes());
+  return bytes;
+}
+
+// How many blocks, and how long a sample may be, as far as the user has not said.
+void plan_cache(const ModelConfig& config, const EngineOptions& options, std::int64_t block_bytes,
+                std::int64_t weight_bytes, ProgramOptions& program, std::int64_t& max_model_len) {
+  program.num_blocks = options.num_blocks;
+  max_model_len = options.max_model_len;
+  if (program.num_blocks == 0) {
+    const std::int64_t wanted_len = max_model_len == 0 ? config.max_positions : max_model_len;
+    const std::int64_t blocks_per_sample = ceil_div(wanted_len, options.block_size);
+    const std::int64_t budget = std::min(kDefaultCacheBytes, (available_memory() - weight_bytes) / 4);
+    program.num_blocks = std::clamp<std::int64_t>(budget / block_bytes, 1, options.max_num_seqs * blocks_per_sample);
+    if (options.max_model_len != 0) program.num_blocks = std::max(program.num_blocks, blocks_per_sample);
+  }
+  if (max_model_len == 0) max_model_len = std::min(config.max_positions, program.num_blocks * options.block_size);
+  program.max_blocks = ceil_div(max_model_len, options.block_size);
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(const ModelConfig& config, const WeightTable& weights, const EngineOptions& options) {
+  check_options(options, config);
+  loop_ = std::make_unique<EngineLoop>([&] { return make_engine(config, weights, options); });
+}
+
+std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, const WeightTable& weights, const EngineOptions& options) {
+  const ModelGraph graph = build_model(config);
+  weights.check(graph);
+  pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? static_cast<int>(options.num_threads) : usable_threads());
+  backend_ = make_backend(options.backend == "auto" ? backend_names().front() : options.backend, *pool_);
+  const Capabilities& capabilities = backend_->capabilities();
+  if (options.block_size % capabilities.block_size_multiple != 0) {
+    throw ConfigError(cat("block_size is ", options.block_size, ", but this backend (", capabilities.description, ") needs a multiple of ",
+                          capabilities.block_size_multiple));
+  }
+  ProgramOptions program;
+  if (options.dtype != "auto") program.weight_dtype = parse_dtype(options.dtype, "dtype");
+  const bool all_bf16 = common_weight_dtype(graph, weights, program.weight_dtype) == DType::kBF16;
+  program.activation_dtype = options.activation_dtype == "auto" ? (all_bf16 ? DType::kBF16 : DType::kF32)
+                                                                : parse_dtype(options.activation_dtype, "activation_dtype");
+  program.max_tokens = options.max_num_batched_tokens;
+  program.max_sequences = options.max_num_seqs;
+  program.max_logit_rows = std::min(std::max(options.max_num_seqs, kPromptLogprobRows), options.max_num_batched_tokens);
+  program.block_size = options.block_size;
+  program.time_steps = options.time_steps;
+  program.on_progress = options.on_progress;
+  EngineLimits limits{config.vocab_size, 0, options.eos_token_ids};
+  plan_cache(config, options, backend_->block_bytes(graph, options.block_size, program.activation_dtype), stored_bytes(graph, weights),
+             program, limits.max_model_len);
+
+  auto compiled = backend_->compile(graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program);
+  program.on_progress = nullptr;
+  const cpu::Kernels& kernels = cpu::select_kernels();
+  info_ = {.backend = capabilities.description,
+           .isa = kernels.name,
+           .activation_dtype = std::string(name(program.activation_dtype)),
+           .num_threads = pool_->size(),
+           .block_size = program.block_size,
+           .num_blocks = program.num_blocks,
+           .max_num_seqs = program.max_sequences,
+           .max_model_len = limits.max_model_len,
+           .max_num_batched_tokens = program.max_tokens,
+           .memory = compiled->memory()};
+  const SchedulerLimits scheduling{.max_tokens = program.max_tokens,
+                                   .max_sequences = program.max_sequences,
+                                   .max_logit_rows = program.max_logit_rows,
+                                   .mixes_prefill_and_decode = capabilities.mixes_prefill_and_decode,
+                                   .prefix_caching = options.enable_prefix_caching};
+  return std::make_unique<Engine>(std::move(compiled), program, scheduling, std::move(limits), *pool_, kernels);
+}
+
+}  // namespace lb
