@@ -37,16 +37,17 @@ struct BlockCopy {
 
 // Sizes that a program is compiled for. Buffers are planned for the largest step; a smaller one uses a prefix of them.
 struct ProgramOptions {
-  std::int64_t max_tokens = 512;    // T
-  std::int64_t max_sequences = 64;  // S
-  std::int64_t max_logit_rows = 64; // R
-  std::int64_t max_blocks = 0;      // width of a block table row
+  std::int64_t max_tokens = 512;     // T
+  std::int64_t max_sequences = 64;   // S
+  std::int64_t max_logit_rows = 64;  // R
+  std::int64_t max_blocks = 0;       // width of a block table row
   std::int64_t block_size = 16;
   std::int64_t num_blocks = 0;
-  DType activation_dtype = DType::kBF16;      // of matrix product inputs and of the KV cache: kBF16 or kF32
-  std::optional<DType> weight_dtype;          // nothing: as stored
-  bool time_steps = false;                    // collect step times
-  std::function<void(std::int64_t done, std::int64_t total)> on_progress;  // bytes of weights packed so far; called by compile(), on its thread
+  DType activation_dtype = DType::kBF16;  // of matrix product inputs and of the KV cache: kBF16 or kF32
+  std::optional<DType> weight_dtype;      // nothing: as stored
+  bool time_steps = false;                // collect step times
+  std::function<void(std::int64_t done, std::int64_t total)>
+      on_progress;  // bytes of weights packed so far; called by compile(), on its thread
 };
 
 // A compiled model: owns packed weights, arena and KV cache. One thread at a time may use it.
@@ -91,7 +92,8 @@ class Backend {
   virtual const Capabilities& capabilities() const = 0;
   // Bytes of KV cache that one block takes in all layers.
   virtual std::int64_t block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const = 0;
-  virtual std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) = 0;
+  virtual std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,
+                                           const ProgramOptions& options) = 0;
 };
 
 // Creates the backend called `name` ("cpu"); throws BackendError for a name that this build does not have. The pool
@@ -103,6 +105,7 @@ std::vector<std::string> backend_names();
 
 // Throws RequestError unless `batch` can run in a program compiled with `options` for a model with `vocab_size` tokens
 // and `max_positions` positions: sizes, ranges, and agreement of positions, slots and block tables.
-void check_batch(const StepBatch& batch, const ProgramOptions& options, std::int64_t vocab_size, std::int64_t max_positions);
+void check_batch(const StepBatch& batch, const ProgramOptions& options, std::int64_t vocab_size,
+                 std::int64_t max_positions);
 
 }  // namespace lb

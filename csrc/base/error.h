@@ -56,7 +56,7 @@ std::string cat(const Args&... args) {
 
 // Throws InternalError when `condition` is false; active in every build. The arguments after it are concatenated into
 // the message, and evaluated only then.
-#define LB_CHECK(condition, ...)                                                                    \
-  do {                                                                                              \
+#define LB_CHECK(condition, ...)                                                                                  \
+  do {                                                                                                            \
     if (!(condition)) ::lb::fail_check(__FILE__, __LINE__, #condition, ::lb::cat("" __VA_OPT__(, ) __VA_ARGS__)); \
   } while (false)

@@ -16,7 +16,7 @@ namespace lb {
 File::File(std::string path) : path_(std::move(path)) {
   fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd_ < 0) throw CheckpointError(cat(path_, ": cannot be opened: ", std::strerror(errno)));
-  struct stat info {};
+  struct stat info{};
   if (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd_);
     throw CheckpointError(cat(path_, ": is not a regular file"));
@@ -42,7 +42,8 @@ void File::read(std::uint64_t offset, void* target, std::uint64_t bytes) const {
   }
 }
 
-StoredTensor::StoredTensor(std::string name, DType dtype, std::vector<std::int64_t> shape, std::vector<Segment> segments)
+StoredTensor::StoredTensor(std::string name, DType dtype, std::vector<std::int64_t> shape,
+                           std::vector<Segment> segments)
     : name_(std::move(name)), dtype_(dtype), shape_(std::move(shape)), segments_(std::move(segments)) {
   bytes_ = size_bytes(dtype);
   for (const std::int64_t extent : shape_) {

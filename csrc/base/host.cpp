@@ -44,7 +44,8 @@ std::vector<std::string> group_directories(const std::string& root, std::string_
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool match = controller.empty() ? names == ",," : names.find("," + std::string(controller) + ",") != std::string::npos;
+    const bool match =
+        controller.empty() ? names == ",," : names.find("," + std::string(controller) + ",") != std::string::npos;
     if (match) path = line.substr(second + 1);
   }
   std::vector<std::string> directories;
@@ -67,7 +68,8 @@ double cpu_quota(const std::string& root) {
   for (const std::string& directory : group_directories(root, "")) {
     const std::string line = first_line(directory + "/cpu.max");  // "200000 100000" or "max 100000"
     const std::size_t space = line.find(' ');
-    if (space != std::string::npos) limit(number_or_unlimited(line.substr(0, space)), number_or_unlimited(line.substr(space + 1)));
+    if (space != std::string::npos)
+      limit(number_or_unlimited(line.substr(0, space)), number_or_unlimited(line.substr(space + 1)));
   }
   for (const std::string& directory : group_directories(root, "cpu")) {
     limit(number_or_unlimited(first_line(directory + "/cpu.cfs_quota_us")),
@@ -97,7 +99,8 @@ std::int64_t available_memory(const std::string& root) {
   const auto limit = [&available](const std::string& directory, const char* limit_file, const char* usage_file) {
     const std::int64_t maximum = number_or_unlimited(first_line(directory + limit_file));
     const std::int64_t used = number_or_unlimited(first_line(directory + usage_file));
-    if (maximum != kUnlimited && used != kUnlimited) available = std::min(available, std::max<std::int64_t>(maximum - used, 0));
+    if (maximum != kUnlimited && used != kUnlimited)
+      available = std::min(available, std::max<std::int64_t>(maximum - used, 0));
   };
   for (const std::string& directory : group_directories(root, "")) limit(directory, "/memory.max", "/memory.current");
   for (const std::string& directory : group_directories(root, "memory")) {

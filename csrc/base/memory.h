@@ -5,8 +5,8 @@
 
 namespace lb {
 
-// Owns one anonymous mapping. Pages are committed on first touch, so an untouched part costs nothing; large mappings ask
-// for huge pages, which a streaming reader needs to reach the machine's read bandwidth.
+// Owns one anonymous mapping. Pages are committed on first touch, so an untouched part costs nothing; large mappings
+// ask for huge pages, which a streaming reader needs to reach the machine's read bandwidth.
 class Buffer {
  public:
   Buffer() = default;

@@ -5,8 +5,8 @@
 namespace lb {
 namespace {
 
-// About 60 microseconds at 60 cycles a pause: longer than most waits within a step and than the gap between two steps of
-// a decode loop, shorter than what a core that has nothing to do should burn.
+// About 60 microseconds at 60 cycles a pause: longer than most waits within a step and than the gap between two steps
+// of a decode loop, shorter than what a core that has nothing to do should burn.
 constexpr int kSpins = 4000;
 
 void pause() {
@@ -26,7 +26,8 @@ void wait_for(const std::atomic<std::uint32_t>& word, std::uint32_t target) {
     if (reached(word.load(std::memory_order_acquire))) return;
     pause();
   }
-  for (std::uint32_t value = word.load(std::memory_order_acquire); !reached(value); value = word.load(std::memory_order_acquire)) {
+  for (std::uint32_t value = word.load(std::memory_order_acquire); !reached(value);
+       value = word.load(std::memory_order_acquire)) {
     word.wait(value, std::memory_order_acquire);
   }
 }
@@ -59,7 +60,8 @@ void ThreadPool::work(int member) {
     wait_for(num_started_, job);
     if (stopping_) return;
     job_(context_, member);
-    if (num_left_.fetch_add(1, std::memory_order_acq_rel) + 2 == static_cast<std::uint32_t>(num_threads_)) num_left_.notify_all();
+    if (num_left_.fetch_add(1, std::memory_order_acq_rel) + 2 == static_cast<std::uint32_t>(num_threads_))
+      num_left_.notify_all();
   }
 }
 

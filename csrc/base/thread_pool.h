@@ -14,8 +14,8 @@ namespace lb {
 // microseconds and then parks. Whoever raises the word to the target must call notify_all() on it.
 void wait_for(const std::atomic<std::uint32_t>& word, std::uint32_t target);
 
-// The calling thread is member 0 of the team and works too; `num_threads - 1` more are started. One thread at a time may
-// call run().
+// The calling thread is member 0 of the team and works too; `num_threads - 1` more are started. One thread at a time
+// may call run().
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);  // at least 1

@@ -24,7 +24,9 @@ namespace {
 using IntArray = py::array_t<std::int32_t, py::array::c_style>;
 using Segments = std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t>>;
 
-std::span<const std::int32_t> as_span(const IntArray& array) { return {array.data(), static_cast<std::size_t>(array.size())}; }
+std::span<const std::int32_t> as_span(const IntArray& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
 
 // Raises the class of llm_boost.errors that has the same name as the C++ type.
 void translate(std::exception_ptr pointer) {
@@ -71,7 +73,8 @@ void bind_config(py::module_& m) {
       "expected_weights",
       [](const ModelConfig& config) {
         std::vector<std::pair<std::string, std::vector<std::int64_t>>> weights;
-        for (lb::WeightSpec& spec : lb::expected_weights(lb::build_model(config))) weights.emplace_back(spec.name, spec.shape);
+        for (lb::WeightSpec& spec : lb::expected_weights(lb::build_model(config)))
+          weights.emplace_back(spec.name, spec.shape);
         return weights;
       },
       "config"_a, "Canonical names and shapes of all weights of a model. Raises ConfigError.");
@@ -89,17 +92,20 @@ void bind_weights(py::module_& m) {
       .def(py::init<>())
       .def(
           "add",
-          [](lb::WeightTable& table, std::string name, std::string_view dtype, std::vector<std::int64_t> shape, const Segments& segments) {
+          [](lb::WeightTable& table, std::string name, std::string_view dtype, std::vector<std::int64_t> shape,
+             const Segments& segments) {
             std::vector<lb::Segment> parts;
             std::shared_ptr<const lb::File> file;
             for (const auto& [path, offset, bytes] : segments) {
               if (file == nullptr || file->path() != path) file = table.open(path);
               parts.push_back({file, offset, bytes});
             }
-            table.add(lb::StoredTensor(std::move(name), lb::parse_dtype(dtype, "dtype"), std::move(shape), std::move(parts)));
+            table.add(
+                lb::StoredTensor(std::move(name), lb::parse_dtype(dtype, "dtype"), std::move(shape), std::move(parts)));
           },
           "name"_a, "dtype"_a, "shape"_a, "segments"_a,
-          "Adds a row-major tensor whose bytes are the segments (path, offset, bytes) in order. Raises CheckpointError.");
+          "Adds a row-major tensor whose bytes are the segments (path, offset, bytes) in order. Raises "
+          "CheckpointError.");
 }
 
 void bind_requests(py::module_& m) {
@@ -136,31 +142,39 @@ void bind_requests(py::module_& m) {
         for (const lb::TokenLogprob& l : item.logprobs) list.emplace_back(l.token, l.logprob, l.rank);
         return list;
       });
-  py::class_<lb::OutputQueue, std::shared_ptr<lb::OutputQueue>>(m, "OutputQueue", "Where the events of some requests go.")
+  py::class_<lb::OutputQueue, std::shared_ptr<lb::OutputQueue>>(m, "OutputQueue",
+                                                                "Where the events of some requests go.")
       .def(py::init<>())
       .def(
-          "pop", [](lb::OutputQueue& queue, int timeout_ms) { return queue.pop(std::chrono::milliseconds(timeout_ms)); }, "timeout_ms"_a,
-          py::call_guard<py::gil_scoped_release>(), "Waits for events; gives all there are, possibly none after the timeout.");
+          "pop",
+          [](lb::OutputQueue& queue, int timeout_ms) { return queue.pop(std::chrono::milliseconds(timeout_ms)); },
+          "timeout_ms"_a, py::call_guard<py::gil_scoped_release>(),
+          "Waits for events; gives all there are, possibly none after the timeout.");
 }
 
 // All public members of plain records of numbers and strings.
 py::dict to_dict(const lb::EngineInfo& info) {
-  return py::dict("backend"_a = info.backend, "isa"_a = info.isa, "activation_dtype"_a = info.activation_dtype, "num_threads"_a = info.num_threads,
-                  "block_size"_a = info.block_size, "num_blocks"_a = info.num_blocks, "max_num_seqs"_a = info.max_num_seqs,
+  return py::dict("backend"_a = info.backend, "isa"_a = info.isa, "activation_dtype"_a = info.activation_dtype,
+                  "num_threads"_a = info.num_threads, "block_size"_a = info.block_size,
+                  "num_blocks"_a = info.num_blocks, "max_num_seqs"_a = info.max_num_seqs,
                   "max_model_len"_a = info.max_model_len, "max_num_batched_tokens"_a = info.max_num_batched_tokens,
-                  "weight_bytes"_a = info.memory.weights, "cache_bytes"_a = info.memory.cache, "arena_bytes"_a = info.memory.arena);
+                  "weight_bytes"_a = info.memory.weights, "cache_bytes"_a = info.memory.cache,
+                  "arena_bytes"_a = info.memory.arena);
 }
 
 py::dict to_dict(const lb::EngineStats& stats) {
-  return py::dict("num_running"_a = stats.num_running, "num_waiting"_a = stats.num_waiting, "num_blocks"_a = stats.num_blocks,
-                  "num_free_blocks"_a = stats.num_free_blocks, "num_preemptions"_a = stats.num_preemptions,
-                  "prefix_queries"_a = stats.prefix_queries, "prefix_hits"_a = stats.prefix_hits, "prompt_tokens"_a = stats.prompt_tokens,
+  return py::dict("num_running"_a = stats.num_running, "num_waiting"_a = stats.num_waiting,
+                  "num_blocks"_a = stats.num_blocks, "num_free_blocks"_a = stats.num_free_blocks,
+                  "num_preemptions"_a = stats.num_preemptions, "prefix_queries"_a = stats.prefix_queries,
+                  "prefix_hits"_a = stats.prefix_hits, "prompt_tokens"_a = stats.prompt_tokens,
                   "output_tokens"_a = stats.output_tokens, "num_steps"_a = stats.num_steps);
 }
 
-py::array_t<float> forward(lb::LoadedModel& model, const IntArray& token_ids, const IntArray& positions, const IntArray& slots, const IntArray& seq_begin,
-                           const IntArray& context_len, const IntArray& block_table, const IntArray& logit_rows) {
-  const lb::StepBatch batch{as_span(token_ids), as_span(positions), as_span(slots), as_span(seq_begin), as_span(context_len), as_span(block_table), as_span(logit_rows)};
+py::array_t<float> forward(lb::LoadedModel& model, const IntArray& token_ids, const IntArray& positions,
+                           const IntArray& slots, const IntArray& seq_begin, const IntArray& context_len,
+                           const IntArray& block_table, const IntArray& logit_rows) {
+  const lb::StepBatch batch{as_span(token_ids),   as_span(positions),   as_span(slots),     as_span(seq_begin),
+                            as_span(context_len), as_span(block_table), as_span(logit_rows)};
   py::array_t<float> logits({logit_rows.size(), static_cast<py::ssize_t>(model.loop().engine().limits().vocab_size)});
   const std::span<float> target(logits.mutable_data(), static_cast<std::size_t>(logits.size()));
   const py::gil_scoped_release release;
@@ -171,7 +185,8 @@ py::array_t<float> forward(lb::LoadedModel& model, const IntArray& token_ids, co
 void bind_model(py::module_& m) {
   using lb::EngineOptions;
   using lb::LoadedModel;
-  py::class_<EngineOptions>(m, "EngineOptions", "What a user may choose about a loaded model, with its defaults; see csrc/engine/load.h.")
+  py::class_<EngineOptions>(m, "EngineOptions",
+                            "What a user may choose about a loaded model, with its defaults; see csrc/engine/load.h.")
       .def(py::init<>())
       .def_readwrite("backend", &EngineOptions::backend)
       .def_readwrite("dtype", &EngineOptions::dtype)
@@ -186,20 +201,30 @@ void bind_model(py::module_& m) {
       .def_readwrite("time_steps", &EngineOptions::time_steps)
       .def_readwrite("eos_token_ids", &EngineOptions::eos_token_ids)
       .def_readwrite("on_progress", &EngineOptions::on_progress);
-  py::class_<LoadedModel>(m, "LoadedModel", "A model that is ready to serve.", py::release_gil_before_calling_cpp_dtor())
-      .def(py::init<const lb::ModelConfig&, const lb::WeightTable&, const EngineOptions&>(), "config"_a, "weights"_a, "options"_a,
-           py::call_guard<py::gil_scoped_release>(), "Raises ConfigError, CheckpointError or BackendError.")
+  py::class_<LoadedModel>(m, "LoadedModel", "A model that is ready to serve.",
+                          py::release_gil_before_calling_cpp_dtor())
+      .def(py::init<const lb::ModelConfig&, const lb::WeightTable&, const EngineOptions&>(), "config"_a, "weights"_a,
+           "options"_a, py::call_guard<py::gil_scoped_release>(),
+           "Raises ConfigError, CheckpointError or BackendError.")
+      .def(
+          "check",
+          [](LoadedModel& model, std::vector<std::int32_t> prompt, lb::SamplingParams params) {
+            model.loop().engine().check({0, std::move(prompt), std::move(params)});
+          },
+          "prompt"_a, "params"_a, "Raises RequestError unless submit() would take the request.")
       .def(
           "submit",
-          [](LoadedModel& model, std::vector<std::int32_t> prompt, lb::SamplingParams params, std::shared_ptr<lb::OutputQueue> queue) {
+          [](LoadedModel& model, std::vector<std::int32_t> prompt, lb::SamplingParams params,
+             std::shared_ptr<lb::OutputQueue> queue) {
             return model.loop().submit(std::move(prompt), std::move(params), std::move(queue));
           },
-          "prompt"_a, "params"_a, "queue"_a, py::call_guard<py::gil_scoped_release>(), "Queues a request and returns its id. Raises RequestError.")
+          "prompt"_a, "params"_a, "queue"_a, py::call_guard<py::gil_scoped_release>(),
+          "Queues a request and returns its id. Raises RequestError.")
       .def(
-          "cancel", [](LoadedModel& model, lb::RequestId id) { model.loop().cancel(id); }, "request"_a, py::call_guard<py::gil_scoped_release>(),
-          "Ends a request; its last events still come.")
-      .def("forward", &forward, "token_ids"_a, "positions"_a, "slots"_a, "seq_begin"_a, "context_len"_a, "block_table"_a, "logit_rows"_a,
-           "Runs one step batch; see llm_boost.Model.forward. Raises RequestError.")
+          "cancel", [](LoadedModel& model, lb::RequestId id) { model.loop().cancel(id); }, "request"_a,
+          py::call_guard<py::gil_scoped_release>(), "Ends a request; its last events still come.")
+      .def("forward", &forward, "token_ids"_a, "positions"_a, "slots"_a, "seq_begin"_a, "context_len"_a,
+           "block_table"_a, "logit_rows"_a, "Runs one step batch; see llm_boost.Model.forward. Raises RequestError.")
       .def("info", [](const LoadedModel& model) { return to_dict(model.info()); })
       .def("stats", [](LoadedModel& model) {
         lb::EngineStats stats;
@@ -221,10 +246,14 @@ PYBIND11_MODULE(_core, m) {
   bind_weights(m);
   bind_requests(m);
   bind_model(m);
-  m.def("usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
-  m.def("isa_levels", [] {
-    std::vector<std::string> names;
-    for (const lb::cpu::Kernels* kernels : lb::cpu::available_kernels()) names.emplace_back(kernels->name);
-    return names;
-  }, "Instruction set levels of this machine, best first.");
+  m.def(
+      "usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
+  m.def(
+      "isa_levels",
+      [] {
+        std::vector<std::string> names;
+        for (const lb::cpu::Kernels* kernels : lb::cpu::available_kernels()) names.emplace_back(kernels->name);
+        return names;
+      },
+      "Instruction set levels of this machine, best first.");
 }

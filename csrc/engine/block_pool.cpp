@@ -33,7 +33,8 @@ BlockPool::BlockPool(std::int64_t num_blocks, std::int64_t block_size)
 }
 
 std::span<const std::int32_t> BlockPool::tokens_of(std::int32_t block) const {
-  return std::span(tokens_).subspan(static_cast<std::size_t>(block * block_size_), static_cast<std::size_t>(block_size_));
+  return std::span(tokens_).subspan(static_cast<std::size_t>(block * block_size_),
+                                    static_cast<std::size_t>(block_size_));
 }
 
 void BlockPool::push_free(std::int32_t block, bool at_front) {
@@ -88,7 +89,8 @@ BlockPool::Match BlockPool::find(PrefixId before, std::span<const std::int32_t> 
 
 PrefixId BlockPool::publish(std::int32_t block, PrefixId before, std::span<const std::int32_t> tokens) {
   Block& b = at(block);
-  LB_CHECK(b.references > 0 && b.prefix == kNoPrefix && static_cast<std::int64_t>(tokens.size()) == block_size_, "block ", block);
+  LB_CHECK(b.references > 0 && b.prefix == kNoPrefix && static_cast<std::int64_t>(tokens.size()) == block_size_,
+           "block ", block);
   if (const Match match = find(before, tokens); match.block != kNone) return match.prefix;
   std::ranges::copy(tokens, tokens_.begin() + block * block_size_);
   b.prefix = ++last_prefix_;
@@ -117,7 +119,8 @@ void BlockPool::check_invariants() const {
   std::int64_t listed = 0;
   std::int32_t previous = kNone;
   for (std::int32_t block = first_free_; block != kNone; block = at(block).next) {
-    LB_CHECK(at(block).references == 0 && at(block).previous == previous && ++listed <= num_blocks(), "free list at block ", block);
+    LB_CHECK(at(block).references == 0 && at(block).previous == previous && ++listed <= num_blocks(),
+             "free list at block ", block);
     previous = block;
   }
   LB_CHECK(previous == last_free_ && listed == num_free_, listed, " blocks listed as free, ", num_free_, " counted");
@@ -131,7 +134,8 @@ void BlockPool::check_invariants() const {
   LB_CHECK(unreferenced == num_free_, unreferenced, " blocks without references, ", num_free_, " free");
   for (std::size_t i = 0; i < buckets_.size(); ++i) {
     for (std::int32_t block = buckets_[i]; block != kNone; block = at(block).next_in_bucket) {
-      LB_CHECK(at(block).prefix != kNoPrefix && at(block).hash % buckets_.size() == i && --indexed >= 0, "index at block ", block);
+      LB_CHECK(at(block).prefix != kNoPrefix && at(block).hash % buckets_.size() == i && --indexed >= 0,
+               "index at block ", block);
     }
   }
   LB_CHECK(indexed == 0, indexed, " blocks hold a prefix that the index does not know");

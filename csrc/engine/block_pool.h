@@ -11,9 +11,9 @@ namespace lb {
 using PrefixId = std::uint64_t;
 inline constexpr PrefixId kNoPrefix = 0;  // the empty prefix
 
-// Knows block numbers, never cache bytes. A block is free or referenced; a free block may still hold a known prefix, and
-// is then found by find() until it is needed for something else, least recently used first. All memory is allocated by
-// the constructor. Not thread-safe.
+// Knows block numbers, never cache bytes. A block is free or referenced; a free block may still hold a known prefix,
+// and is then found by find() until it is needed for something else, least recently used first. All memory is allocated
+// by the constructor. Not thread-safe.
 class BlockPool {
  public:
   BlockPool(std::int64_t num_blocks, std::int64_t block_size);

@@ -24,9 +24,11 @@ void check_sampling(const SamplingParams& params, std::int64_t vocab_size, std::
   constexpr double kHuge = std::numeric_limits<float>::max();
   check_range("n", params.n, 1, static_cast<double>(max_sequences), cat("1 to max_num_seqs ", max_sequences).c_str());
   check_range("max_tokens", params.max_tokens, 1, std::numeric_limits<std::int32_t>::max(), "at least 1");
-  check_range("min_tokens", params.min_tokens, 0, params.max_tokens, cat("0 to max_tokens ", params.max_tokens).c_str());
+  check_range("min_tokens", params.min_tokens, 0, params.max_tokens,
+              cat("0 to max_tokens ", params.max_tokens).c_str());
   check_range("temperature", params.temperature, 0, kHuge, "0 (greedy) or a positive number");
-  require(params.temperature == 0 || params.temperature >= 1e-4F, "temperature is ", params.temperature, ", expected 0 (greedy) or at least 0.0001");
+  require(params.temperature == 0 || params.temperature >= 1e-4F, "temperature is ", params.temperature,
+          ", expected 0 (greedy) or at least 0.0001");
   check_range("top_k", params.top_k, 0, std::numeric_limits<std::int32_t>::max(), "0 (off) or a positive number");
   check_range("top_p", params.top_p, 0, 1, "a number above 0, up to 1");
   require(params.top_p > 0, "top_p is 0, expected a number above 0, up to 1");
@@ -55,15 +57,17 @@ void Engine::check(const Request& request) const {
   require(length > 0, "the prompt is empty, expected at least one token");
   for (std::size_t i = 0; i < request.prompt.size(); ++i) {
     const std::int32_t token = request.prompt[i];
-    require(token >= 0 && token < limits_.vocab_size, "the prompt holds token ", token, " at position ", i, ", expected 0 to ", limits_.vocab_size - 1);
+    require(token >= 0 && token < limits_.vocab_size, "the prompt holds token ", token, " at position ", i,
+            ", expected 0 to ", limits_.vocab_size - 1);
   }
-  require(length < limits_.max_model_len, "the prompt has ", length, " tokens, expected less than max_model_len ", limits_.max_model_len,
+  require(length < limits_.max_model_len, "the prompt has ", length, " tokens, expected less than max_model_len ",
+          limits_.max_model_len,
           " so that at least one can follow; shorten it or load the model with a larger max_model_len");
   const std::int64_t longest = std::min(length + request.params.max_tokens, limits_.max_model_len);
   const std::int64_t needed = ceil_div(longest, options_.block_size);
-  require(needed <= options_.num_blocks, "the request may reach ", longest, " tokens (prompt ", length, " + max_tokens ", request.params.max_tokens,
-          "), which takes ", needed, " blocks of ", options_.block_size, ", but the cache has ", options_.num_blocks,
-          "; lower max_tokens or load the model with a larger num_blocks");
+  require(needed <= options_.num_blocks, "the request may reach ", longest, " tokens (prompt ", length,
+          " + max_tokens ", request.params.max_tokens, "), which takes ", needed, " blocks of ", options_.block_size,
+          ", but the cache has ", options_.num_blocks, "; lower max_tokens or load the model with a larger num_blocks");
 }
 
 }  // namespace lb

@@ -21,8 +21,8 @@ const char* to_string(FinishReason reason) {
   return "";
 }
 
-Engine::Engine(std::unique_ptr<Program> program, const ProgramOptions& options, const SchedulerLimits& scheduling, EngineLimits limits,
-               ThreadPool& pool, const cpu::Kernels& kernels)
+Engine::Engine(std::unique_ptr<Program> program, const ProgramOptions& options, const SchedulerLimits& scheduling,
+               EngineLimits limits, ThreadPool& pool, const cpu::Kernels& kernels)
     : program_(std::move(program)),
       options_(options),
       limits_(std::move(limits)),
@@ -49,7 +49,8 @@ void Engine::add(Request request) {
   sequence->request = shared;
   sequence->seed = params.seed ? *params.seed : std::random_device{}() * 0x100000001ULL ^ std::random_device{}();
   sequence->forks = params.n - 1;
-  sequence->max_length = std::min(static_cast<std::int64_t>(shared->prompt.size()) + params.max_tokens, limits_.max_model_len);
+  sequence->max_length =
+      std::min(static_cast<std::int64_t>(shared->prompt.size()) + params.max_tokens, limits_.max_model_len);
   sequence->tokens.reserve(static_cast<std::size_t>(sequence->max_length));
   sequence->tokens.insert(sequence->tokens.end(), shared->prompt.begin(), shared->prompt.end());
   sequence->blocks.reserve(static_cast<std::size_t>(ceil_div(sequence->max_length, options_.block_size)));
@@ -112,7 +113,9 @@ void Engine::abandon() {
 
 StepBatch Engine::assemble() {
   Batch& b = batch_;
-  for (auto* array : {&b.token_ids, &b.positions, &b.slots, &b.seq_begin, &b.context_len, &b.block_table, &b.logit_rows}) array->clear();
+  for (auto* array :
+       {&b.token_ids, &b.positions, &b.slots, &b.seq_begin, &b.context_len, &b.block_table, &b.logit_rows})
+    array->clear();
   b.seq_begin.push_back(0);
   for (const ScheduledChunk& chunk : plan_.chunks) {
     const Sequence& sequence = *chunk.sequence;
@@ -128,7 +131,8 @@ StepBatch Engine::assemble() {
     b.context_len.push_back(static_cast<std::int32_t>(end));
     b.block_table.insert(b.block_table.end(), sequence.blocks.begin(), sequence.blocks.end());
     b.block_table.resize(b.context_len.size() * static_cast<std::size_t>(options_.max_blocks), -1);
-    for (std::int64_t i = num_tokens - chunk.num_logit_rows; i < num_tokens; ++i) b.logit_rows.push_back(static_cast<std::int32_t>(i));
+    for (std::int64_t i = num_tokens - chunk.num_logit_rows; i < num_tokens; ++i)
+      b.logit_rows.push_back(static_cast<std::int32_t>(i));
   }
   return {b.token_ids, b.positions, b.slots, b.seq_begin, b.context_len, b.block_table, b.logit_rows};
 }
@@ -188,7 +192,8 @@ void Engine::fork_samples(std::span<const float> logits) {
   }
 }
 
-void Engine::give_prompt_logprobs(const ScheduledChunk& chunk, std::size_t first_row, std::span<const float> logits, StepOutput& output) {
+void Engine::give_prompt_logprobs(const ScheduledChunk& chunk, std::size_t first_row, std::span<const float> logits,
+                                  StepOutput& output) {
   Sequence& sequence = *chunk.sequence;
   const std::int32_t num_top = sequence.params().prompt_logprobs;
   const std::int64_t begin = sequence.num_computed;
@@ -202,7 +207,8 @@ void Engine::give_prompt_logprobs(const ScheduledChunk& chunk, std::size_t first
     event.token = sequence.tokens[static_cast<std::size_t>(next)];
     event.prompt_position = static_cast<std::int32_t>(next);
     event.logprob_begin = static_cast<std::uint32_t>(output.logprobs.size());
-    samplers_.front().append_logprobs(row(logits, first_row + static_cast<std::size_t>(position - begin)), event.token, num_top, output.logprobs);
+    samplers_.front().append_logprobs(row(logits, first_row + static_cast<std::size_t>(position - begin)), event.token,
+                                      num_top, output.logprobs);
     event.logprob_end = static_cast<std::uint32_t>(output.logprobs.size());
   }
 }
@@ -222,7 +228,8 @@ void Engine::accept_token(const Choice& choice, std::span<const float> logits, S
   event.token = choice.token;
   if (sequence.params().logprobs >= 0) {
     event.logprob_begin = static_cast<std::uint32_t>(output.logprobs.size());
-    samplers_.front().append_logprobs(row(logits, choice.row), choice.token, sequence.params().logprobs, output.logprobs);
+    samplers_.front().append_logprobs(row(logits, choice.row), choice.token, sequence.params().logprobs,
+                                      output.logprobs);
     event.logprob_end = static_cast<std::uint32_t>(output.logprobs.size());
   }
   sequence.tokens.push_back(choice.token);
@@ -232,7 +239,8 @@ void Engine::accept_token(const Choice& choice, std::span<const float> logits, S
 
 FinishReason Engine::finish_reason(const Sequence& sequence, std::int32_t token, std::int32_t& stop_token) const {
   const SamplingParams& params = sequence.params();
-  if (!params.ignore_eos && std::ranges::find(limits_.eos_token_ids, token) != limits_.eos_token_ids.end()) return FinishReason::kStop;
+  if (!params.ignore_eos && std::ranges::find(limits_.eos_token_ids, token) != limits_.eos_token_ids.end())
+    return FinishReason::kStop;
   if (std::ranges::find(params.stop_token_ids, token) != params.stop_token_ids.end()) {
     stop_token = token;
     return FinishReason::kStop;
@@ -242,7 +250,8 @@ FinishReason Engine::finish_reason(const Sequence& sequence, std::int32_t token,
 
 void Engine::forward(const StepBatch& batch, std::span<float> logits) {
   if (!scheduler_.idle()) {
-    throw RequestError("forward() was called while requests are being served; both use the same cache, wait for them or cancel them");
+    throw RequestError(
+        "forward() was called while requests are being served; both use the same cache, wait for them or cancel them");
   }
   check_batch(batch, options_, limits_.vocab_size, limits_.max_model_len);
   pool_.clear_prefixes();

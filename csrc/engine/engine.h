@@ -30,7 +30,7 @@ struct EngineStats {
   std::int64_t num_preemptions = 0;  // the rest: since the start
   std::int64_t prefix_queries = 0;   // tokens
   std::int64_t prefix_hits = 0;
-  std::int64_t prompt_tokens = 0;    // computed
+  std::int64_t prompt_tokens = 0;  // computed
   std::int64_t output_tokens = 0;
   std::int64_t num_steps = 0;
 };
@@ -38,8 +38,8 @@ struct EngineStats {
 // Owns the sequences, the block pool and the program. One thread drives it.
 class Engine {
  public:
-  Engine(std::unique_ptr<Program> program, const ProgramOptions& options, const SchedulerLimits& scheduling, EngineLimits limits,
-         ThreadPool& pool, const cpu::Kernels& kernels);
+  Engine(std::unique_ptr<Program> program, const ProgramOptions& options, const SchedulerLimits& scheduling,
+         EngineLimits limits, ThreadPool& pool, const cpu::Kernels& kernels);
 
   // Throws RequestError, naming the parameter, unless the request can be served: ids, ranges, length, room in the pool.
   // Safe to call from any thread.
@@ -80,7 +80,8 @@ class Engine {
   void sample(std::span<const float> logits);
   void accept(std::span<const float> logits, StepOutput& output);
   void fork_samples(std::span<const float> logits);
-  void give_prompt_logprobs(const ScheduledChunk& chunk, std::size_t first_row, std::span<const float> logits, StepOutput& output);
+  void give_prompt_logprobs(const ScheduledChunk& chunk, std::size_t first_row, std::span<const float> logits,
+                            StepOutput& output);
   void accept_token(const Choice& choice, std::span<const float> logits, StepOutput& output);
   FinishReason finish_reason(const Sequence& sequence, std::int32_t token, std::int32_t& stop_token) const;
   bool drop_cancelled(StepOutput& output);

@@ -80,7 +80,8 @@ void EngineLoop::call(const Command& command) {
   done.get_future().get();
 }
 
-RequestId EngineLoop::submit(std::vector<std::int32_t> prompt, SamplingParams params, std::shared_ptr<OutputQueue> queue) {
+RequestId EngineLoop::submit(std::vector<std::int32_t> prompt, SamplingParams params,
+                             std::shared_ptr<OutputQueue> queue) {
   Request request{0, std::move(prompt), std::move(params)};
   engine_->check(request);
   {

@@ -26,8 +26,8 @@ class OutputQueue {
     std::vector<TokenLogprob> logprobs;
   };
 
-  // Waits until there is something, at most `timeout`; gives everything there is, in order, possibly nothing. Throws the
-  // engine's error when it failed while requests of this queue were being served.
+  // Waits until there is something, at most `timeout`; gives everything there is, in order, possibly nothing. Throws
+  // the engine's error when it failed while requests of this queue were being served.
   std::vector<Item> pop(std::chrono::milliseconds timeout);
 
  private:

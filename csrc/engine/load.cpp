@@ -46,7 +46,8 @@ DType common_weight_dtype(const ModelGraph& graph, const WeightTable& weights, s
 
 std::int64_t stored_bytes(const ModelGraph& graph, const WeightTable& weights) {
   std::int64_t bytes = 0;
-  for (const WeightSpec& spec : expected_weights(graph)) bytes += static_cast<std::int64_t>(weights.at(spec.name).bytes());
+  for (const WeightSpec& spec : expected_weights(graph))
+    bytes += static_cast<std::int64_t>(weights.at(spec.name).bytes());
   return bytes;
 }
 
@@ -73,21 +74,24 @@ LoadedModel::LoadedModel(const ModelConfig& config, const WeightTable& weights, 
   loop_ = std::make_unique<EngineLoop>([&] { return make_engine(config, weights, options); });
 }
 
-std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, const WeightTable& weights, const EngineOptions& options) {
+std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, const WeightTable& weights,
+                                                 const EngineOptions& options) {
   const ModelGraph graph = build_model(config);
   weights.check(graph);
-  pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? static_cast<int>(options.num_threads) : usable_threads());
+  pool_ =
+      std::make_unique<ThreadPool>(options.num_threads > 0 ? static_cast<int>(options.num_threads) : usable_threads());
   backend_ = make_backend(options.backend == "auto" ? backend_names().front() : options.backend, *pool_);
   const Capabilities& capabilities = backend_->capabilities();
   if (options.block_size % capabilities.block_size_multiple != 0) {
-    throw ConfigError(cat("block_size is ", options.block_size, ", but this backend (", capabilities.description, ") needs a multiple of ",
-                          capabilities.block_size_multiple));
+    throw ConfigError(cat("block_size is ", options.block_size, ", but this backend (", capabilities.description,
+                          ") needs a multiple of ", capabilities.block_size_multiple));
   }
   ProgramOptions program;
   if (options.dtype != "auto") program.weight_dtype = parse_dtype(options.dtype, "dtype");
   const bool all_bf16 = common_weight_dtype(graph, weights, program.weight_dtype) == DType::kBF16;
-  program.activation_dtype = options.activation_dtype == "auto" ? (all_bf16 ? DType::kBF16 : DType::kF32)
-                                                                : parse_dtype(options.activation_dtype, "activation_dtype");
+  program.activation_dtype = options.activation_dtype == "auto"
+                                 ? (all_bf16 ? DType::kBF16 : DType::kF32)
+                                 : parse_dtype(options.activation_dtype, "activation_dtype");
   program.max_tokens = options.max_num_batched_tokens;
   program.max_sequences = options.max_num_seqs;
   program.max_logit_rows = std::min(std::max(options.max_num_seqs, kPromptLogprobRows), options.max_num_batched_tokens);
@@ -95,10 +99,11 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   program.time_steps = options.time_steps;
   program.on_progress = options.on_progress;
   EngineLimits limits{config.vocab_size, 0, options.eos_token_ids};
-  plan_cache(config, options, backend_->block_bytes(graph, options.block_size, program.activation_dtype), stored_bytes(graph, weights),
-             program, limits.max_model_len);
+  plan_cache(config, options, backend_->block_bytes(graph, options.block_size, program.activation_dtype),
+             stored_bytes(graph, weights), program, limits.max_model_len);
 
-  auto compiled = backend_->compile(graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program);
+  auto compiled = backend_->compile(
+      graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program);
   program.on_progress = nullptr;
   const cpu::Kernels& kernels = cpu::select_kernels();
   info_ = {.backend = capabilities.description,

@@ -16,12 +16,12 @@ namespace lb {
 
 // What a user may choose about a loaded model; the one home of these defaults.
 struct EngineOptions {
-  std::string backend = "auto";  // the best there is
-  std::string dtype = "auto";    // of weights: as stored
+  std::string backend = "auto";           // the best there is
+  std::string dtype = "auto";             // of weights: as stored
   std::string activation_dtype = "auto";  // bfloat16 when all matrices are, else float32
-  std::int64_t num_threads = 0;  // 0: as many as this process may use
+  std::int64_t num_threads = 0;           // 0: as many as this process may use
   std::int64_t block_size = 16;
-  std::int64_t num_blocks = 0;   // 0: from the memory that is free
+  std::int64_t num_blocks = 0;  // 0: from the memory that is free
   std::int64_t max_num_seqs = 64;
   std::int64_t max_model_len = 0;  // 0: what the model was trained for, or what fits the cache
   std::int64_t max_num_batched_tokens = 512;
@@ -33,7 +33,7 @@ struct EngineOptions {
 
 // What became of the options.
 struct EngineInfo {
-  std::string backend;      // its description
+  std::string backend;  // its description
   std::string isa;
   std::string activation_dtype;
   std::int64_t num_threads = 0;
@@ -55,7 +55,8 @@ class LoadedModel {
   const EngineInfo& info() const { return info_; }
 
  private:
-  std::unique_ptr<Engine> make_engine(const ModelConfig& config, const WeightTable& weights, const EngineOptions& options);
+  std::unique_ptr<Engine> make_engine(const ModelConfig& config, const WeightTable& weights,
+                                      const EngineOptions& options);
 
   EngineInfo info_;
   std::unique_ptr<ThreadPool> pool_;

@@ -14,11 +14,11 @@ using RequestId = std::int64_t;
 // How tokens are chosen and when to stop. Semantics are those of Hugging Face transformers, in its order: logit_bias,
 // repetition, presence and frequency penalties, min_tokens, temperature, top_k, top_p, min_p.
 struct SamplingParams {
-  std::int32_t n = 1;                 // independent samples of the same prompt
-  std::int32_t max_tokens = 16;       // new tokens of a sample
-  std::int32_t min_tokens = 0;        // stop tokens cannot be chosen before so many
-  float temperature = 1;              // 0: greedy
-  std::int32_t top_k = 0;             // 0: off
+  std::int32_t n = 1;            // independent samples of the same prompt
+  std::int32_t max_tokens = 16;  // new tokens of a sample
+  std::int32_t min_tokens = 0;   // stop tokens cannot be chosen before so many
+  float temperature = 1;         // 0: greedy
+  std::int32_t top_k = 0;        // 0: off
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;       // of tokens in the prompt or the output
@@ -43,7 +43,7 @@ enum class FinishReason : std::uint8_t {
   kStop,    // an end-of-text or stop token
   kLength,  // max_tokens or the context is reached
   kCancelled,
-  kError,   // the model gave logits that are not numbers
+  kError,  // the model gave logits that are not numbers
 };
 
 // The text that APIs use: "stop", "length", "abort", "error"; "" for kNone.
@@ -59,13 +59,13 @@ struct TokenLogprob {
 // One new token, or one token of the prompt whose logprobs were asked for, or the end of a sample.
 struct TokenEvent {
   RequestId request = 0;
-  std::int32_t sample = 0;      // 0 .. n - 1
-  std::int32_t token = -1;      // -1: none came with this event (a cancelled sample)
+  std::int32_t sample = 0;            // 0 .. n - 1
+  std::int32_t token = -1;            // -1: none came with this event (a cancelled sample)
   std::int32_t prompt_position = -1;  // of `token`, when it belongs to the prompt
   FinishReason finish = FinishReason::kNone;
-  std::int32_t stop_token = -1;       // which of stop_token_ids ended the sample
+  std::int32_t stop_token = -1;        // which of stop_token_ids ended the sample
   std::int32_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache
-  std::uint32_t logprob_begin = 0;    // range of StepOutput::logprobs; the first is that of `token`
+  std::uint32_t logprob_begin = 0;     // range of StepOutput::logprobs; the first is that of `token`
   std::uint32_t logprob_end = 0;
 };
 

@@ -44,13 +44,15 @@ std::int32_t Sampler::choose(std::span<const float> raw, const Sequence& sequenc
   if (params.temperature == 0 || params.top_k == 1) return greedy();
   const double u = uniform(sequence.seed, sequence.output_length());
   const bool restricted = (params.top_k > 0 && params.top_k < size) || params.top_p < 1 || params.min_p > 0;
-  return restricted ? sample_candidates(logits, maximum, params, u) : sample_all(logits, maximum, 1 / params.temperature, u);
+  return restricted ? sample_candidates(logits, maximum, params, u)
+                    : sample_all(logits, maximum, 1 / params.temperature, u);
 }
 
 // Applies bias, penalties and the minimum length; gives the logits themselves when there is nothing to apply.
 std::span<const float> Sampler::process(std::span<const float> logits, const Sequence& sequence) {
   const SamplingParams& params = sequence.params();
-  const bool penalties = params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
+  const bool penalties =
+      params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
   const bool too_short = sequence.output_length() < params.min_tokens;
   if (!penalties && !too_short && params.logit_bias.empty()) return logits;
   std::ranges::copy(logits, processed_.begin());
@@ -85,13 +87,15 @@ double Sampler::sum_exp(std::span<const float> logits, float maximum, float fact
   const auto size = static_cast<std::int64_t>(logits.size());
   double total = 0;
   for (std::int64_t begin = 0; begin < size; begin += kRun) {
-    total += static_cast<double>(kernels_.sum_exp(logits.data() + begin, std::min(kRun, size - begin), maximum, factor));
+    total +=
+        static_cast<double>(kernels_.sum_exp(logits.data() + begin, std::min(kRun, size - begin), maximum, factor));
   }
   return total;
 }
 
 // Inverse of the cumulative distribution over the whole vocabulary, in order of token.
-std::int32_t Sampler::sample_all(std::span<const float> logits, float maximum, float inverse_temperature, double u) const {
+std::int32_t Sampler::sample_all(std::span<const float> logits, float maximum, float inverse_temperature,
+                                 double u) const {
   const auto size = static_cast<std::int64_t>(logits.size());
   double left = u * sum_exp(logits, maximum, inverse_temperature);
   std::int64_t begin = 0;
@@ -116,7 +120,8 @@ float Sampler::largest(std::span<const float> logits, std::int64_t count) {
   const std::int64_t runs = ceil_div(size, kRun);
   if (count > runs) return kNever;
   for (std::int64_t run = 0; run < runs; ++run) {
-    maxima_[static_cast<std::size_t>(run)] = kernels_.max_value(logits.data() + run * kRun, std::min(kRun, size - run * kRun));
+    maxima_[static_cast<std::size_t>(run)] =
+        kernels_.max_value(logits.data() + run * kRun, std::min(kRun, size - run * kRun));
   }
   const auto nth = maxima_.begin() + (count - 1);
   std::nth_element(maxima_.begin(), nth, maxima_.end(), std::greater<>());
@@ -124,7 +129,8 @@ float Sampler::largest(std::span<const float> logits, std::int64_t count) {
 }
 
 std::span<Sampler::Candidate> Sampler::collect(std::span<const float> logits, float threshold) {
-  const std::int64_t count = kernels_.collect_at_least(logits.data(), static_cast<std::int64_t>(logits.size()), threshold, indices_.data());
+  const std::int64_t count =
+      kernels_.collect_at_least(logits.data(), static_cast<std::int64_t>(logits.size()), threshold, indices_.data());
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t token = indices_[static_cast<std::size_t>(i)];
     candidates_[static_cast<std::size_t>(i)] = {token, logits[static_cast<std::size_t>(token)]};
@@ -132,24 +138,30 @@ std::span<Sampler::Candidate> Sampler::collect(std::span<const float> logits, fl
   return std::span(candidates_).first(static_cast<std::size_t>(count));
 }
 
-std::int32_t Sampler::sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params, double u) {
+std::int32_t Sampler::sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
+                                        double u) {
   const auto size = static_cast<std::int64_t>(logits.size());
   const float inverse_temperature = 1 / params.temperature;
-  const auto by_value = [](const Candidate& a, const Candidate& b) { return a.value != b.value ? a.value > b.value : a.token < b.token; };
+  const auto by_value = [](const Candidate& a, const Candidate& b) {
+    return a.value != b.value ? a.value > b.value : a.token < b.token;
+  };
   std::span<Candidate> kept;
   double total = 0;  // of exp((logit - maximum) / temperature) over what top_k leaves
   if (params.top_k > 0 && params.top_k < size) {
     kept = collect(logits, largest(logits, params.top_k));
     std::nth_element(kept.begin(), kept.begin() + (params.top_k - 1), kept.end(), by_value);
     const float kth = kept[static_cast<std::size_t>(params.top_k) - 1].value;  // ties with it stay
-    kept = kept.first(static_cast<std::size_t>(std::partition(kept.begin(), kept.end(), [kth](const Candidate& c) { return c.value >= kth; }) - kept.begin()));
+    kept = kept.first(static_cast<std::size_t>(
+        std::partition(kept.begin(), kept.end(), [kth](const Candidate& c) { return c.value >= kth; }) - kept.begin()));
     for (const Candidate& c : kept) total += std::exp((c.value - maximum) * inverse_temperature);
   } else {
     total = sum_exp(logits, maximum, inverse_temperature);
     // Tokens less likely than (1 - top_p) / V hold less than 1 - top_p in all, so the nucleus is among the others. And
     // min_p keeps what is at least min_p times as likely as the most likely token.
-    const double by_top_p = params.top_p < 1 ? std::log((1.0 - params.top_p) * total / static_cast<double>(size)) : kNever;
-    const double by_min_p = params.min_p > 0 && params.top_p >= 1 ? std::log(static_cast<double>(params.min_p)) : kNever;
+    const double by_top_p =
+        params.top_p < 1 ? std::log((1.0 - params.top_p) * total / static_cast<double>(size)) : kNever;
+    const double by_min_p =
+        params.min_p > 0 && params.top_p >= 1 ? std::log(static_cast<double>(params.min_p)) : kNever;
     kept = collect(logits, maximum + static_cast<float>(std::max(by_top_p, by_min_p)) * params.temperature);
   }
   std::sort(kept.begin(), kept.end(), by_value);
@@ -158,7 +170,8 @@ std::int32_t Sampler::sample_candidates(std::span<const float> logits, float max
   // The smallest set of the most likely tokens whose probability reaches top_p; at least one token.
   double sum = 0;
   std::size_t count = 0;
-  while (count < kept.size() && (count == 0 || sum < params.top_p * total) && kept[count].value >= params.min_p) sum += kept[count++].value;
+  while (count < kept.size() && (count == 0 || sum < params.top_p * total) && kept[count].value >= params.min_p)
+    sum += kept[count++].value;
   double left = u * sum;
   for (std::size_t i = 0; i + 1 < count; ++i) {
     left -= kept[i].value;
@@ -167,11 +180,14 @@ std::int32_t Sampler::sample_candidates(std::span<const float> logits, float max
   return kept[count - 1].token;
 }
 
-void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top, std::vector<TokenLogprob>& out) {
+void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top,
+                              std::vector<TokenLogprob>& out) {
   const auto size = static_cast<std::int64_t>(logits.size());
   const float maximum = kernels_.max_value(logits.data(), size);
   const double log_total = std::log(sum_exp(logits, maximum, 1.0F));
-  const auto logprob = [&](std::int32_t id) { return static_cast<float>(logits[static_cast<std::size_t>(id)] - maximum - log_total); };
+  const auto logprob = [&](std::int32_t id) {
+    return static_cast<float>(logits[static_cast<std::size_t>(id)] - maximum - log_total);
+  };
   const float own = logits[static_cast<std::size_t>(token)];
   const std::span<Candidate> not_less = collect(logits, own);
   const auto rank = 1 + std::ranges::count_if(not_less, [own](const Candidate& c) { return c.value > own; });
@@ -180,8 +196,11 @@ void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token,
   const std::span<Candidate> likely = collect(logits, largest(logits, num_top));
   const auto count = std::min<std::size_t>(likely.size(), static_cast<std::size_t>(num_top));
   std::partial_sort(likely.begin(), likely.begin() + static_cast<std::ptrdiff_t>(count), likely.end(),
-                    [](const Candidate& a, const Candidate& b) { return a.value != b.value ? a.value > b.value : a.token < b.token; });
-  for (std::size_t i = 0; i < count; ++i) out.push_back({likely[i].token, logprob(likely[i].token), static_cast<std::int32_t>(i) + 1});
+                    [](const Candidate& a, const Candidate& b) {
+                      return a.value != b.value ? a.value > b.value : a.token < b.token;
+                    });
+  for (std::size_t i = 0; i < count; ++i)
+    out.push_back({likely[i].token, logprob(likely[i].token), static_cast<std::int32_t>(i) + 1});
 }
 
 }  // namespace lb

@@ -21,7 +21,8 @@ class Sampler {
   std::int32_t choose(std::span<const float> logits, const Sequence& sequence);
 
   // Appends the log probability of `token` and then those of the `num_top` most likely tokens.
-  void append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top, std::vector<TokenLogprob>& out);
+  void append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top,
+                       std::vector<TokenLogprob>& out);
 
  private:
   struct Candidate {
@@ -32,18 +33,20 @@ class Sampler {
   std::span<const float> process(std::span<const float> logits, const Sequence& sequence);
   void penalise(const Sequence& sequence);
   double sum_exp(std::span<const float> logits, float maximum, float factor) const;
-  std::int32_t sample_all(std::span<const float> logits, float maximum, float inverse_temperature, double uniform) const;
-  std::int32_t sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params, double uniform);
+  std::int32_t sample_all(std::span<const float> logits, float maximum, float inverse_temperature,
+                          double uniform) const;
+  std::int32_t sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
+                                 double uniform);
   std::span<Candidate> collect(std::span<const float> logits, float threshold);
   float largest(std::span<const float> logits, std::int64_t count);
 
   const cpu::Kernels& kernels_;
   const std::vector<std::int32_t> eos_token_ids_;
-  std::vector<float> processed_;          // [V]
-  std::vector<std::int32_t> indices_;     // [V]
-  std::vector<Candidate> candidates_;     // [V]
-  std::vector<float> maxima_;             // of runs of logits
-  std::vector<std::int32_t> counts_;      // [V] zero between calls
+  std::vector<float> processed_;       // [V]
+  std::vector<std::int32_t> indices_;  // [V]
+  std::vector<Candidate> candidates_;  // [V]
+  std::vector<float> maxima_;          // of runs of logits
+  std::vector<std::int32_t> counts_;   // [V] zero between calls
 };
 
 }  // namespace lb

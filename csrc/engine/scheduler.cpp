@@ -40,7 +40,8 @@ void Scheduler::schedule(StepPlan& plan) {
     admit_waiting(plan);
     if (plan.chunks.empty()) schedule_running(plan, /*decoding=*/true);
   }
-  LB_CHECK(!plan.chunks.empty() || idle(), num_running(), " running and ", num_waiting(), " waiting sequences, but no step");
+  LB_CHECK(!plan.chunks.empty() || idle(), num_running(), " running and ", num_waiting(),
+           " waiting sequences, but no step");
 }
 
 void Scheduler::schedule_running(StepPlan& plan, bool decoding) {
@@ -68,7 +69,8 @@ void Scheduler::admit_waiting(StepPlan& plan) {
     use_cached_prefix(sequence);
     const std::int64_t num_tokens = chunk_tokens(sequence);
     // Admit only what can finish its prompt: otherwise it would soon be preempted, having computed in vain.
-    const std::int64_t missing = ceil_div(sequence.length(), pool_.block_size()) - static_cast<std::int64_t>(sequence.blocks.size());
+    const std::int64_t missing =
+        ceil_div(sequence.length(), pool_.block_size()) - static_cast<std::int64_t>(sequence.blocks.size());
     if (num_tokens == 0 || missing > pool_.num_free()) {
       release_blocks(sequence);
       return;
@@ -148,7 +150,9 @@ void Scheduler::use_cached_prefix(Sequence& sequence) {
   // The last token is always computed: its logits are wanted.
   const std::int64_t usable = (sequence.length() - 1) / block_size;
   while (sequence.num_published < usable) {
-    const auto tokens = std::span(sequence.tokens).subspan(static_cast<std::size_t>(sequence.num_published * block_size), static_cast<std::size_t>(block_size));
+    const auto tokens = std::span(sequence.tokens)
+                            .subspan(static_cast<std::size_t>(sequence.num_published * block_size),
+                                     static_cast<std::size_t>(block_size));
     const BlockPool::Match match = pool_.find(sequence.last_prefix, tokens);
     if (match.block < 0) break;
     pool_.acquire(match.block);
@@ -165,7 +169,9 @@ void Scheduler::complete(const ScheduledChunk& chunk) {
   if (!limits_.prefix_caching) return;
   const std::int64_t block_size = pool_.block_size();
   while ((sequence.num_published + 1) * block_size <= sequence.num_computed) {
-    const auto tokens = std::span(sequence.tokens).subspan(static_cast<std::size_t>(sequence.num_published * block_size), static_cast<std::size_t>(block_size));
+    const auto tokens = std::span(sequence.tokens)
+                            .subspan(static_cast<std::size_t>(sequence.num_published * block_size),
+                                     static_cast<std::size_t>(block_size));
     const std::int32_t block = sequence.blocks[static_cast<std::size_t>(sequence.num_published)];
     sequence.last_prefix = pool_.publish(block, sequence.last_prefix, tokens);
     ++sequence.num_published;

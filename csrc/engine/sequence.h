@@ -21,13 +21,13 @@ struct Sequence {
   std::int64_t num_computed = 0;     // tokens whose keys and values are in the cache
   std::int64_t max_length = 0;       // tokens.size() never exceeds this
 
-  std::vector<std::int32_t> blocks;     // of the cache, in order of position
-  std::int64_t num_published = 0;       // leading blocks that are in the prefix index
-  PrefixId last_prefix = kNoPrefix;     // of the last of those
-  std::int64_t num_cached_tokens = 0;   // of the prompt, found in the prefix cache at first admission
-  std::int64_t num_prompt_logprobs = 0; // prompt tokens whose logprobs have been given
+  std::vector<std::int32_t> blocks;      // of the cache, in order of position
+  std::int64_t num_published = 0;        // leading blocks that are in the prefix index
+  PrefixId last_prefix = kNoPrefix;      // of the last of those
+  std::int64_t num_cached_tokens = 0;    // of the prompt, found in the prefix cache at first admission
+  std::int64_t num_prompt_logprobs = 0;  // prompt tokens whose logprobs have been given
 
-  std::int32_t forks = 0;       // further samples to split off once the prompt is computed
+  std::int32_t forks = 0;  // further samples to split off once the prompt is computed
   bool cancelled = false;
   bool was_admitted = false;
 

@@ -30,8 +30,9 @@ ArenaPlan plan_arena(std::span<const Lifetime> lifetimes, std::int64_t alignment
     }
     plan.offsets[current] = offset;
     plan.bytes = std::max(plan.bytes, offset + life.bytes);
-    const auto position = std::upper_bound(placed.begin(), placed.end(), offset,
-                                           [&](std::int64_t value, std::size_t other) { return value < plan.offsets[other]; });
+    const auto position =
+        std::upper_bound(placed.begin(), placed.end(), offset,
+                         [&](std::int64_t value, std::size_t other) { return value < plan.offsets[other]; });
     placed.insert(position, current);
   }
   return plan;

@@ -26,11 +26,13 @@ ValueId GraphBuilder::activation(std::string name, Rows rows, std::int64_t colum
 const Value& GraphBuilder::activation_operand(std::string_view node, std::string_view operand, ValueId id) const {
   if (index(id) >= graph_.values.size()) fail(node, cat(operand, " is not a value of this graph"));
   const Value& value = graph_[id];
-  if (value.rows == Rows::kNone) fail(node, cat(operand, " '", value.name, "' is a weight or cache, expected an activation"));
+  if (value.rows == Rows::kNone)
+    fail(node, cat(operand, " '", value.name, "' is a weight or cache, expected an activation"));
   return value;
 }
 
-const Value& GraphBuilder::weight_operand(std::string_view node, std::string_view operand, ValueId id, std::size_t rank) const {
+const Value& GraphBuilder::weight_operand(std::string_view node, std::string_view operand, ValueId id,
+                                          std::size_t rank) const {
   if (index(id) >= graph_.values.size()) fail(node, cat(operand, " is not a value of this graph"));
   const Value& value = graph_[id];
   if (value.role != Role::kWeight || value.dims.size() != rank) {
@@ -65,7 +67,8 @@ ValueId GraphBuilder::embed(std::string name, ValueId table) {
 ValueId GraphBuilder::rms_norm(std::string name, ValueId x, ValueId weight, float epsilon) {
   const Value& input = activation_operand(name, "x", x);
   const Value& gamma = weight_operand(name, "weight", weight, 1);
-  if (gamma.dims[0] != input.dims[0]) fail(name, cat("weight has ", gamma.dims[0], " elements, x has ", input.dims[0], " columns"));
+  if (gamma.dims[0] != input.dims[0])
+    fail(name, cat("weight has ", gamma.dims[0], " elements, x has ", input.dims[0], " columns"));
   if (!(epsilon > 0)) fail(name, cat("epsilon is ", epsilon, ", expected a positive number"));
   const ValueId out = activation(std::move(name), input.rows, input.dims[0]);
   graph_.ops.emplace_back(RmsNorm{x, weight, out, epsilon});
@@ -75,7 +78,8 @@ ValueId GraphBuilder::rms_norm(std::string name, ValueId x, ValueId weight, floa
 ValueId GraphBuilder::linear(std::string name, ValueId x, ValueId weight, ValueId bias) {
   const Value& input = activation_operand(name, "x", x);
   const Value& matrix = weight_operand(name, "weight", weight, 2);
-  if (matrix.dims[1] != input.dims[0]) fail(name, cat("weight ", shape_text(matrix.dims), " takes ", matrix.dims[1], " columns, x has ", input.dims[0]));
+  if (matrix.dims[1] != input.dims[0])
+    fail(name, cat("weight ", shape_text(matrix.dims), " takes ", matrix.dims[1], " columns, x has ", input.dims[0]));
   if (bias != kNoValue && weight_operand(name, "bias", bias, 1).dims[0] != matrix.dims[0]) {
     fail(name, cat("bias has ", graph_[bias].dims[0], " elements, weight has ", matrix.dims[0], " rows"));
   }
@@ -84,7 +88,8 @@ ValueId GraphBuilder::linear(std::string name, ValueId x, ValueId weight, ValueI
   return out;
 }
 
-std::vector<ValueId> GraphBuilder::split(std::span<const std::string> names, ValueId x, std::span<const std::int64_t> columns) {
+std::vector<ValueId> GraphBuilder::split(std::span<const std::string> names, ValueId x,
+                                         std::span<const std::int64_t> columns) {
   LB_CHECK(names.size() == columns.size() && !names.empty());
   const Rows rows = activation_operand(names[0], "x", x).rows;
   const std::int64_t sum = std::accumulate(columns.begin(), columns.end(), std::int64_t{0});
@@ -99,7 +104,8 @@ std::pair<ValueId, ValueId> GraphBuilder::rope(ValueId q, ValueId k, std::int64_
   const std::string name = "rope";
   for (const ValueId id : {q, k}) {
     const Value& value = activation_operand(name, "operand", id);
-    if (value.dims[0] % head_dim != 0) fail(name, cat("'", value.name, "' has ", value.dims[0], " columns, expected a multiple of head_dim ", head_dim));
+    if (value.dims[0] % head_dim != 0)
+      fail(name, cat("'", value.name, "' has ", value.dims[0], " columns, expected a multiple of head_dim ", head_dim));
   }
   if (head_dim % 2 != 0) fail(name, cat("head_dim is ", head_dim, ", expected an even number"));
   const ValueId q_out = activation("q_rot", graph_[q].rows, graph_[q].dims[0]);
@@ -124,7 +130,8 @@ ValueId GraphBuilder::paged_attention(std::string name, PagedAttention op) {
   for (const ValueId id : {op.k_cache, op.v_cache}) {
     const Value& value = graph_[id];
     if (value.role != Role::kCache || value.dims != std::vector<std::int64_t>{op.num_kv_heads, op.head_dim}) {
-      fail(name, cat("'", value.name, "' ", shape_text(value.dims), ", expected a cache ", shape_text({op.num_kv_heads, op.head_dim})));
+      fail(name, cat("'", value.name, "' ", shape_text(value.dims), ", expected a cache ",
+                     shape_text({op.num_kv_heads, op.head_dim})));
     }
   }
   if (!(op.scale > 0)) fail(name, cat("scale is ", op.scale, ", expected a positive number"));
@@ -145,7 +152,8 @@ ValueId GraphBuilder::add(std::string name, ValueId a, ValueId b) {
   const Value& left = activation_operand(name, "a", a);
   const Value& right = activation_operand(name, "b", b);
   if (left.dims != right.dims || left.rows != right.rows) {
-    fail(name, cat("'", left.name, "' ", shape_text(left.dims), " and '", right.name, "' ", shape_text(right.dims), " differ in shape"));
+    fail(name, cat("'", left.name, "' ", shape_text(left.dims), " and '", right.name, "' ", shape_text(right.dims),
+                   " differ in shape"));
   }
   const ValueId out = activation(std::move(name), left.rows, left.dims[0]);
   graph_.ops.emplace_back(Add{a, b, out});

@@ -131,7 +131,8 @@ struct ModelGraph {
   RopeTable rope;
 };
 
-// The checkpoint name of a layer-local weight: "attention.wo.weight" of layer 3 is "model.layers.3.attention.wo.weight".
+// The checkpoint name of a layer-local weight: "attention.wo.weight" of layer 3 is
+// "model.layers.3.attention.wo.weight".
 std::string layer_weight_name(std::int64_t layer, const std::string& local_name);
 
 // One line a node, for people and golden tests.

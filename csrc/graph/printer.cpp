@@ -25,7 +25,8 @@ class Printer {
   }
   std::string operator()(const PagedAttention& op) const {
     return line({{op.out}}, "PagedAttention", {{op.q, op.k, op.v, op.k_cache, op.v_cache}},
-                cat(", heads=", op.num_heads, ", kv_heads=", op.num_kv_heads, ", head_dim=", op.head_dim, ", scale=", op.scale));
+                cat(", heads=", op.num_heads, ", kv_heads=", op.num_kv_heads, ", head_dim=", op.head_dim,
+                    ", scale=", op.scale));
   }
   std::string operator()(const SwiGlu& op) const { return line({{op.out}}, "SwiGlu", {{op.x}}); }
   std::string operator()(const Add& op) const { return line({{op.out}}, "Add", {{op.a, op.b}}); }

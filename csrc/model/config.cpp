@@ -46,8 +46,8 @@ void validate(const ModelConfig& config) {
           cat("rms_norm_eps is ", config.rms_norm_eps, ", expected a number between 0 and 1"));
   require(static_cast<std::int64_t>(config.rope_inv_freq.size()) * 2 == config.head_dim,
           cat("rope has ", config.rope_inv_freq.size(), " frequencies, expected head_dim / 2 = ", config.head_dim / 2));
-  const bool finite = std::all_of(config.rope_inv_freq.begin(), config.rope_inv_freq.end(),
-                                  [](float f) { return std::isfinite(f); });
+  const bool finite =
+      std::all_of(config.rope_inv_freq.begin(), config.rope_inv_freq.end(), [](float f) { return std::isfinite(f); });
   require(finite && std::isfinite(config.rope_position_scale) && std::isfinite(config.rope_amplitude),
           "rope settings are not finite numbers");
   if (!problems.empty()) throw ConfigError("the model config cannot be used:" + problems);

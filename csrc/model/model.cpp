@@ -30,8 +30,8 @@ Graph head_graph(const ModelConfig& config) {
   const ValueId x = b.gather_rows("rows", b.input("x", config.hidden_size));
   const ValueId norm = b.weight("model.norm_out.weight", {config.hidden_size});
   // Tied embeddings: the same weight under the same name, which a backend stores once.
-  const ValueId lm_head = b.weight(config.tie_word_embeddings ? kEmbeddingName : "lm_head.weight",
-                                   {config.vocab_size, config.hidden_size});
+  const ValueId lm_head =
+      b.weight(config.tie_word_embeddings ? kEmbeddingName : "lm_head.weight", {config.vocab_size, config.hidden_size});
   return b.finish(b.linear("logits", b.rms_norm("final", x, norm, config.rms_norm_eps), lm_head));
 }
 

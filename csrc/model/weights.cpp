@@ -46,7 +46,8 @@ void WeightTable::check(const ModelGraph& graph) const {
     if (found == tensors_.end()) {
       problems += cat("\n  missing '", spec.name, "' ", shape_text(spec.shape));
     } else if (found->second.shape() != spec.shape) {
-      problems += cat("\n  '", spec.name, "' is ", shape_text(found->second.shape()), ", expected ", shape_text(spec.shape));
+      problems +=
+          cat("\n  '", spec.name, "' is ", shape_text(found->second.shape()), ", expected ", shape_text(spec.shape));
     }
   }
   for (const auto& [name, tensor] : tensors_) {

@@ -20,7 +20,8 @@ std::int64_t CpuBackend::block_bytes(const ModelGraph& graph, std::int64_t block
   return 0;
 }
 
-std::unique_ptr<Program> CpuBackend::compile(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) {
+std::unique_ptr<Program> CpuBackend::compile(const ModelGraph& graph, const WeightLookup& weights,
+                                             const ProgramOptions& options) {
   LB_CHECK(options.block_size > 0 && options.block_size % kLanes == 0, options.block_size);
   return std::make_unique<CpuProgram>(graph, weights, options, kernels_, pool_);
 }

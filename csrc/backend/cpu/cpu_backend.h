@@ -15,7 +15,8 @@ class CpuBackend final : public Backend {
 
   const Capabilities& capabilities() const override { return capabilities_; }
   std::int64_t block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const override;
-  std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) override;
+  std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,
+                                   const ProgramOptions& options) override;
 
  private:
   ThreadPool& pool_;

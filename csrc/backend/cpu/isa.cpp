@@ -17,7 +17,8 @@ const Kernels& select_kernels() {
     if (std::string_view(forced) == kernels->name) return *kernels;
     names += cat(names.empty() ? "" : ", ", kernels->name);
   }
-  throw ConfigError(cat("environment variable LLM_BOOST_ISA is '", forced, "', expected one of the levels that this machine has: ", names));
+  throw ConfigError(cat("environment variable LLM_BOOST_ISA is '", forced,
+                        "', expected one of the levels that this machine has: ", names));
 }
 
 }  // namespace lb::cpu

@@ -1,9 +1,9 @@
 // The kernels of one instruction set level, as a table of functions, and the data layouts that they share.
 //
 // Everything is laid out in *lanes* of 16: sixteen output columns of a matrix product, or sixteen positions of a cache.
-// The K dimension (what a product sums over) runs in *steps* of one 32-bit word a lane: two consecutive 16-bit elements,
-// or one float. An output element is always accumulated step by step in one register lane, in f32, whatever the number
-// of rows, tiles or threads: that makes results independent of batching, bit for bit.
+// The K dimension (what a product sums over) runs in *steps* of one 32-bit word a lane: two consecutive 16-bit
+// elements, or one float. An output element is always accumulated step by step in one register lane, in f32, whatever
+// the number of rows, tiles or threads: that makes results independent of batching, bit for bit.
 //
 // No kernel allocates, locks or throws. Pointers may alias only where a comment says so.
 #pragma once
@@ -29,9 +29,9 @@ constexpr int elements_per_step(DType dtype) { return dtype == DType::kF32 ? 1 :
 
 // How activations are stored where a matrix product reads them.
 enum class Operand : std::uint8_t {
-  kBf16,           // for a bf16 dot product instruction
+  kBf16,  // for a bf16 dot product instruction
   kF32,
-  kF32Rounded,     // f32 words that hold bf16 values: bf16 activations without such an instruction
+  kF32Rounded,  // f32 words that hold bf16 values: bf16 activations without such an instruction
 };
 
 constexpr std::size_t size_bytes(Operand operand) { return operand == Operand::kBf16 ? 2 : 4; }
@@ -70,8 +70,8 @@ struct NormArgs {
   void* out = nullptr;  // [columns]
 };
 
-// One kv head of one layer's cache. Positions are grouped by 16; a block holds block_size / 16 groups. Of one group, this
-// head's words are
+// One kv head of one layer's cache. Positions are grouped by 16; a block holds block_size / 16 groups. Of one group,
+// this head's words are
 //   keys:   [head_dim / e][16], a word being e = elements_per_step consecutive elements of one position
 //   values: [padded_dim / 16][16 / e][16], a word being one element of e consecutive positions
 struct CacheView {
@@ -106,7 +106,7 @@ struct AttentionArgs {
   const std::int32_t* block_table = nullptr;
   const float* q = nullptr;  // first query head of the group, first token of the sequence; not rotated
   std::int64_t ldq = 0;
-  RopeRow rope;                 // of position 0; rows of head_dim / 2
+  RopeRow rope;  // of position 0; rows of head_dim / 2
   std::int64_t first_position = 0;
   std::int64_t group = 0;
   std::int64_t row_begin = 0;
@@ -132,7 +132,8 @@ struct Kernels {
 
   // Transposes 16 rows of `steps` words into one lane group of a panel: target[step * 32 + lane] = rows[lane][step].
   // Rows from `valid_rows` on are taken as zero. row_stride in words.
-  void (*pack_rows)(const std::uint32_t* rows, std::int64_t row_stride, int valid_rows, std::int64_t steps, std::uint32_t* target);
+  void (*pack_rows)(const std::uint32_t* rows, std::int64_t row_stride, int valid_rows, std::int64_t steps,
+                    std::uint32_t* target);
 
   // Over a row of logits, n >= 1.
   float (*max_value)(const float* x, std::int64_t n);

@@ -17,7 +17,9 @@ struct Bf16xBf16 {
   using Lhs = std::uint16_t;
   using Rhs = __m512bh;
   static constexpr int kLhsPerStep = 2;
-  LB_INLINE static Rhs load_words(const std::uint32_t* words) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(words)); }
+  LB_INLINE static Rhs load_words(const std::uint32_t* words) {
+    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(words));
+  }
   LB_INLINE static Vec mac(Vec acc, const Lhs* x, const Rhs& w) {
     int pair;
     __builtin_memcpy(&pair, x, sizeof(pair));
@@ -56,7 +58,8 @@ namespace lb::cpu {
 
 const Kernels* avx512bf16_kernels() {
   using namespace avx512bf16;
-  static constexpr Kernels kernels{"avx512bf16", true, linear, rms_norm, cache_write, attend, pack_rows, max_value, sum_exp, collect_at_least};
+  static constexpr Kernels kernels{"avx512bf16", true,      linear,    rms_norm, cache_write,
+                                   attend,       pack_rows, max_value, sum_exp,  collect_at_least};
   return &kernels;
 }
 

@@ -21,7 +21,8 @@ std::int64_t padded_ld(std::int64_t columns, std::int64_t element_bytes) {
 
 class Lowering {
  public:
-  Lowering(const Graph& graph, Operand operand, const RowLimits& limits) : graph_(graph), operand_(operand), limits_(limits) {
+  Lowering(const Graph& graph, Operand operand, const RowLimits& limits)
+      : graph_(graph), operand_(operand), limits_(limits) {
     places_.resize(graph.values.size());
     for (std::size_t i = 0; i < graph.ops.size(); ++i) {
       for (const ValueId id : inputs_of(graph.ops[i])) users_[index(id)].push_back(i);
@@ -45,7 +46,8 @@ class Lowering {
   void operator()(const RmsNorm& op) {
     const View x = use(op.x);
     const View out = make(op.out, static_cast<std::int64_t>(size_bytes(operand_)));
-    append(op.out, NormStep{x, weight(op.weight, Packing::kVector), out, columns(op.out), op.epsilon, graph_[op.out].rows});
+    append(op.out,
+           NormStep{x, weight(op.weight, Packing::kVector), out, columns(op.out), op.epsilon, graph_[op.out].rows});
   }
 
   void operator()(const Linear& op) {
@@ -64,7 +66,8 @@ class Lowering {
     } else if (user && std::holds_alternative<Add>(graph_.ops[*user])) {
       const Add& add = std::get<Add>(graph_.ops[*user]);
       const ValueId other = add.a == op.out ? add.b : add.a;
-      if (users_[index(other)].back() != *user) unsupported(op.out, "an Add to a value that is still needed afterwards");
+      if (users_[index(other)].back() != *user)
+        unsupported(op.out, "an Add to a value that is still needed afterwards");
       fused_[*user] = true;
       step.weight = weight(op.weight, Packing::kPanels);
       step.epilogue = Epilogue::kAdd;
@@ -183,12 +186,14 @@ class Lowering {
     out_.steps.push_back({name.empty() ? graph_[id].name : std::move(name), std::move(kind)});
   }
 
-  // The residual stream lies first, and is what a graph of tokens must end in; the other buffers share what follows as their lifetimes allow.
+  // The residual stream lies first, and is what a graph of tokens must end in; the other buffers share what follows as
+  // their lifetimes allow.
   void plan() {
     for (std::size_t i = 0; i < graph_.values.size(); ++i) {
       const Value& value = graph_.values[i];
       if (value.role != Role::kOutput || value.rows != Rows::kTokens) continue;
-      if (!places_[i] || places_[i]->buffer != kResidual) unsupported(ValueId{static_cast<std::int32_t>(i)}, "an output that is not the input with sums added to it");
+      if (!places_[i] || places_[i]->buffer != kResidual)
+        unsupported(ValueId{static_cast<std::int32_t>(i)}, "an output that is not the input with sums added to it");
     }
     const BufferSpec& residual = out_.buffers[kResidual];
     const std::int64_t start = round_up(limits_.tokens * residual.ld * residual.element_bytes, kAlignment);
@@ -211,6 +216,8 @@ class Lowering {
 
 }  // namespace
 
-LoweredGraph lower(const Graph& graph, Operand operand, const RowLimits& limits) { return Lowering(graph, operand, limits).run(); }
+LoweredGraph lower(const Graph& graph, Operand operand, const RowLimits& limits) {
+  return Lowering(graph, operand, limits).run();
+}
 
 }  // namespace lb::cpu

@@ -20,7 +20,8 @@ std::int64_t padded_rows(const PackedWeight& weight) {
 }
 
 std::int64_t packed_bytes(const PackedWeight& weight) {
-  const std::int64_t element = weight.packing == Packing::kVector ? 4 : static_cast<std::int64_t>(size_bytes(weight.dtype));
+  const std::int64_t element =
+      weight.packing == Packing::kVector ? 4 : static_cast<std::int64_t>(size_bytes(weight.dtype));
   return round_up(padded_rows(weight) * weight.columns * element, std::int64_t{64});
 }
 
@@ -71,17 +72,21 @@ RowGroup row_group(const PackedWeight& weight, std::int64_t group) {
   return {first, std::clamp<std::int64_t>(weight.rows - first, 0, kLanes), group / 2, group % 2 * kLanes};
 }
 
-void pack_group(const StoredTensor& stored, const PackedWeight& weight, std::int64_t group, const Kernels& kernels, std::byte* target) {
+void pack_group(const StoredTensor& stored, const PackedWeight& weight, std::int64_t group, const Kernels& kernels,
+                std::byte* target) {
   const RowGroup rows = row_group(weight, group);
+  if (rows.num_rows == 0) return;  // the last panel may be more than half empty; its memory is zero already
   thread_local std::vector<std::byte> staging;
   const std::int64_t count = rows.num_rows * weight.columns;
   staging.resize(static_cast<std::size_t>(kLanes * weight.columns) * sizeof(float));
   const auto row_bytes = static_cast<std::uint64_t>(weight.columns) * size_bytes(stored.dtype());
-  stored.read(static_cast<std::uint64_t>(rows.first_row) * row_bytes, staging.data(), static_cast<std::uint64_t>(rows.num_rows) * row_bytes);
+  stored.read(static_cast<std::uint64_t>(rows.first_row) * row_bytes, staging.data(),
+              static_cast<std::uint64_t>(rows.num_rows) * row_bytes);
   convert(stored.dtype(), weight.dtype, staging, count);
   const std::int64_t steps = weight.columns / elements_per_step(weight.dtype);
   auto* panel = reinterpret_cast<std::uint32_t*>(target) + rows.panel * steps * kPanel;
-  kernels.pack_rows(reinterpret_cast<const std::uint32_t*>(staging.data()), steps, static_cast<int>(rows.num_rows), steps, panel + rows.lane);
+  kernels.pack_rows(reinterpret_cast<const std::uint32_t*>(staging.data()), steps, static_cast<int>(rows.num_rows),
+                    steps, panel + rows.lane);
 }
 
 void pack_vector(const StoredTensor& stored, const PackedWeight& weight, std::byte* target) {
@@ -97,7 +102,8 @@ PackedWeight describe(const PackingRequest& request, const StoredTensor& stored,
   weight.columns = stored.shape().size() == 2 ? stored.shape()[1] : 1;
   weight.dtype = weight_dtype.value_or(stored.dtype());
   LB_CHECK((request.packing == Packing::kVector) == (stored.shape().size() == 1), request.name);
-  LB_CHECK(request.packing == Packing::kVector || weight.columns % 2 == 0, request.name, " has ", weight.columns, " columns");
+  LB_CHECK(request.packing == Packing::kVector || weight.columns % 2 == 0, request.name, " has ", weight.columns,
+           " columns");
   return weight;
 }
 
@@ -111,8 +117,8 @@ struct Task {
 
 }  // namespace
 
-PackedWeights::PackedWeights(const std::vector<PackingRequest>& requests, const WeightLookup& lookup, std::optional<DType> weight_dtype,
-                             const Kernels& kernels, ThreadPool& pool,
+PackedWeights::PackedWeights(const std::vector<PackingRequest>& requests, const WeightLookup& lookup,
+                             std::optional<DType> weight_dtype, const Kernels& kernels, ThreadPool& pool,
                              const std::function<void(std::int64_t, std::int64_t)>& on_progress) {
   constexpr std::int64_t kGroupsPerTask = 8;
   std::map<std::pair<std::string, Packing>, std::size_t> first_use;
@@ -150,7 +156,8 @@ PackedWeights::PackedWeights(const std::vector<PackingRequest>& requests, const 
     if (weight.packing == Packing::kVector) {
       pack_vector(*stored[task.weight], weight, target);
     } else {
-      for (std::int64_t group = task.group_begin; group < task.group_end; ++group) pack_group(*stored[task.weight], weight, group, kernels, target);
+      for (std::int64_t group = task.group_begin; group < task.group_end; ++group)
+        pack_group(*stored[task.weight], weight, group, kernels, target);
     }
     const std::int64_t now = done += task.bytes;
     if (on_progress && std::this_thread::get_id() == caller) on_progress(now, total);
@@ -161,7 +168,8 @@ PackedWeights::PackedWeights(const std::vector<PackingRequest>& requests, const 
 void unpack_row(const PackedWeight& weight, std::int64_t row, float* target) {
   const int per_step = elements_per_step(weight.dtype);
   const std::int64_t steps = weight.columns / per_step;
-  const auto* words = reinterpret_cast<const std::uint32_t*>(weight.data) + row / kPanel * steps * kPanel + row % kPanel;
+  const auto* words =
+      reinterpret_cast<const std::uint32_t*>(weight.data) + row / kPanel * steps * kPanel + row % kPanel;
   for (std::int64_t step = 0; step < steps; ++step) {
     const std::uint32_t word = words[step * kPanel];
     const auto low = static_cast<std::uint16_t>(word);

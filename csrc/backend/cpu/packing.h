@@ -39,8 +39,9 @@ class PackedWeights {
  public:
   // Reads and packs in parallel, a few rows at a time, so that memory beyond the packed weights stays small. The panels
   // get the stored type, or `weight_dtype` where one is given.
-  PackedWeights(const std::vector<PackingRequest>& requests, const WeightLookup& lookup, std::optional<DType> weight_dtype,
-                const Kernels& kernels, ThreadPool& pool, const std::function<void(std::int64_t, std::int64_t)>& on_progress);
+  PackedWeights(const std::vector<PackingRequest>& requests, const WeightLookup& lookup,
+                std::optional<DType> weight_dtype, const Kernels& kernels, ThreadPool& pool,
+                const std::function<void(std::int64_t, std::int64_t)>& on_progress);
 
   // One per request, in the same order; equal requests share their data.
   const std::vector<PackedWeight>& weights() const { return weights_; }

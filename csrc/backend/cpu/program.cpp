@@ -25,8 +25,8 @@ std::size_t attention_scratch_bytes(std::int64_t head_dim) {
   return static_cast<std::size_t>(floats) * sizeof(float) + 4 * 64;  // four parts, each rounded up to a cache line
 }
 
-CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options, const Kernels& kernels,
-                       ThreadPool& pool)
+CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
+                       const Kernels& kernels, ThreadPool& pool)
     : kernels_(kernels), pool_(pool), options_(options), rope_(graph.rope) {
   if (options.activation_dtype == DType::kF16) {
     throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
@@ -50,14 +50,16 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   pack(graph, weights, options);
 
   allocate_cache(graph);
-  arena_ = Buffer(static_cast<std::size_t>(std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
+  arena_ = Buffer(static_cast<std::size_t>(
+      std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
   scratch_stride_ = round_up(attention_scratch_bytes(head_dim_), std::size_t{4096});
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
   attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
   const std::size_t per_layer = layers_.graph.steps.size();
-  progress_ = std::vector<Progress>(embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size());
+  progress_ = std::vector<Progress>(embed_.graph.steps.size() + per_layer * layers_.first_weight.size() +
+                                    head_.graph.steps.size());
   step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
 }
 
@@ -65,7 +67,8 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
   std::vector<PackingRequest> requests;
   const auto request = [&requests](Stage& stage, const auto& full_name) {
     stage.first_weight.push_back(requests.size());
-    for (const PackingRequest& weight : stage.graph.weights) requests.push_back({full_name(weight.name), weight.packing});
+    for (const PackingRequest& weight : stage.graph.weights)
+      requests.push_back({full_name(weight.name), weight.packing});
   };
   const auto as_is = [](const std::string& name) { return name; };
   request(embed_, as_is);
@@ -73,7 +76,8 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
     request(layers_, [layer](const std::string& name) { return layer_weight_name(layer, name); });
   }
   request(head_, as_is);
-  packed_ = std::make_unique<PackedWeights>(requests, weights, options.weight_dtype, kernels_, pool_, options.on_progress);
+  packed_ =
+      std::make_unique<PackedWeights>(requests, weights, options.weight_dtype, kernels_, pool_, options.on_progress);
 }
 
 void CpuProgram::allocate_cache(const ModelGraph& graph) {
@@ -123,7 +127,8 @@ void CpuProgram::prepare(const StepBatch& batch) {
   batch_ = &batch;
   std::int64_t group = 1;
   for (const Step& step : layers_.graph.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step.kind)) group = attention->num_heads / attention->num_kv_heads;
+    if (const auto* attention = std::get_if<AttentionStep>(&step.kind))
+      group = attention->num_heads / attention->num_kv_heads;
   }
   std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
   for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
@@ -149,7 +154,8 @@ void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
       const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
                               progress_[static_cast<std::size_t>(step_index++)], member);
       std::visit(runner, stage.graph.steps[i].kind);
-      if (options_.time_steps && member == 0) step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();
+      if (options_.time_steps && member == 0)
+        step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();
     }
   }
 }
@@ -164,7 +170,8 @@ std::span<const float> CpuProgram::run(const StepBatch& batch) {
   });
   batch_ = nullptr;
   const BufferSpec& logits = head_.graph.buffers.back();
-  return {reinterpret_cast<const float*>(arena_.data() + logits.offset), batch.logit_rows.size() * static_cast<std::size_t>(logits.ld)};
+  return {reinterpret_cast<const float*>(arena_.data() + logits.offset),
+          batch.logit_rows.size() * static_cast<std::size_t>(logits.ld)};
 }
 
 std::vector<Program::StepTime> CpuProgram::take_step_times() {
@@ -177,7 +184,9 @@ std::vector<Program::StepTime> CpuProgram::take_step_times() {
 }
 
 Program::Memory CpuProgram::memory() const {
-  return {.weights = packed_->bytes(), .cache = static_cast<std::int64_t>(cache_.size()), .arena = static_cast<std::int64_t>(arena_.size())};
+  return {.weights = packed_->bytes(),
+          .cache = static_cast<std::int64_t>(cache_.size()),
+          .arena = static_cast<std::int64_t>(arena_.size())};
 }
 
 }  // namespace lb::cpu

@@ -18,7 +18,8 @@ Operand choose_operand(const Kernels& kernels, DType activation_dtype, bool all_
 
 class CpuProgram final : public Program {
  public:
-  CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options, const Kernels& kernels, ThreadPool& pool);
+  CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
+             const Kernels& kernels, ThreadPool& pool);
 
   std::span<const float> run(const StepBatch& batch) override;
   void copy_blocks(std::span<const BlockCopy> copies) override;
@@ -58,8 +59,8 @@ class CpuProgram final : public Program {
   Stage head_;
   std::unique_ptr<PackedWeights> packed_;
 
-  // Cache: [layers][groups of 16 positions]{keys [kv_heads][words], values [kv_heads][words]}. A short context touches few
-  // pages of each layer, a block is one piece of memory, and a long context is still read as streams.
+  // Cache: [layers][groups of 16 positions]{keys [kv_heads][words], values [kv_heads][words]}. A short context touches
+  // few pages of each layer, a block is one piece of memory, and a long context is still read as streams.
   DType cache_dtype_ = DType::kF32;
   std::int64_t num_kv_heads_ = 0;
   std::int64_t head_dim_ = 0;
@@ -72,10 +73,10 @@ class CpuProgram final : public Program {
 
   // Of the step that runs.
   const StepBatch* batch_ = nullptr;
-  std::vector<std::uint8_t> last_of_sequence_;    // [T]
-  std::vector<std::int64_t> attention_items_;     // [S + 1] prefix sums
-  std::vector<Progress> progress_;                // one per step of the whole model
-  std::vector<double> step_seconds_;              // per kind of step: embed, layer and head steps in order
+  std::vector<std::uint8_t> last_of_sequence_;  // [T]
+  std::vector<std::int64_t> attention_items_;   // [S + 1] prefix sums
+  std::vector<Progress> progress_;              // one per step of the whole model
+  std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
 // Bytes that one position of one layer takes for one kv head: key and value.

@@ -24,7 +24,9 @@ LB_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_
 LB_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 LB_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
 LB_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
-LB_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+LB_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
 LB_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 LB_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 
@@ -49,7 +51,9 @@ LB_INLINE Vec round_nearest(Vec a) {
 LB_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-LB_INLINE Vec scale_exponent(Vec a, Vec n) { return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))}; }
+LB_INLINE Vec scale_exponent(Vec a, Vec n) {
+  return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
+}
 
 LB_INLINE __m256i load_words(const std::uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
@@ -68,26 +72,31 @@ LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const __m256i a = load_words(words);
   const __m256i b = load_words(words + 8);
   const __m256i lower = _mm256_set1_epi32(0xffff);
-  return {{_mm256_cvtph_ps(narrow_words(_mm256_and_si256(a, lower))), _mm256_cvtph_ps(narrow_words(_mm256_and_si256(b, lower)))},
-          {_mm256_cvtph_ps(narrow_words(_mm256_srli_epi32(a, 16))), _mm256_cvtph_ps(narrow_words(_mm256_srli_epi32(b, 16)))}};
+  return {{_mm256_cvtph_ps(narrow_words(_mm256_and_si256(a, lower))),
+           _mm256_cvtph_ps(narrow_words(_mm256_and_si256(b, lower)))},
+          {_mm256_cvtph_ps(narrow_words(_mm256_srli_epi32(a, 16))),
+           _mm256_cvtph_ps(narrow_words(_mm256_srli_epi32(b, 16)))}};
 }
 LB_INLINE __m256i bf16_bits(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
   const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(rounded, quiet, nan);
 }
 LB_INLINE Vec round_to_bf16(Vec a) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(a.lo), 16)), _mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(a.hi), 16))};
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(a.lo), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(a.hi), 16))};
 }
 LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_words(bf16_bits(a.lo)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), narrow_words(bf16_bits(a.hi)));
 }
 
-LB_INLINE void transpose_8x8(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+LB_INLINE void transpose_8x8(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
+                             std::int64_t target_stride) {
   __m256i r[8];
   __m256i t[8];
   for (int i = 0; i < 8; ++i) r[i] = load_words(source + i * source_stride);
@@ -102,12 +111,16 @@ LB_INLINE void transpose_8x8(const std::uint32_t* source, std::int64_t source_st
     t[b + 3] = _mm256_unpackhi_epi64(hi01, hi23);
   }
   for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + c * target_stride), _mm256_permute2x128_si256(t[c], t[4 + c], 0x20));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + (4 + c) * target_stride), _mm256_permute2x128_si256(t[c], t[4 + c], 0x31));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + c * target_stride),
+                        _mm256_permute2x128_si256(t[c], t[4 + c], 0x20));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + (4 + c) * target_stride),
+                        _mm256_permute2x128_si256(t[c], t[4 + c], 0x31));
   }
 }
-LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
+                               std::int64_t target_stride) {
   for (int i = 0; i < 16; i += 8) {
-    for (int j = 0; j < 16; j += 8) transpose_8x8(source + j * source_stride + i, source_stride, target + i * target_stride + j, target_stride);
+    for (int j = 0; j < 16; j += 8)
+      transpose_8x8(source + j * source_stride + i, source_stride, target + i * target_stride + j, target_stride);
   }
 }

@@ -24,10 +24,14 @@ LB_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 LB_INLINE __mmask16 first_lanes(std::int64_t n) {
   return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : static_cast<__mmask16>((1U << n) - 1U);
 }
-LB_INLINE Vec keep_first(Vec a, std::int64_t n, float fill) { return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first_lanes(n), a.v)}; }
+LB_INLINE Vec keep_first(Vec a, std::int64_t n, float fill) {
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first_lanes(n), a.v)};
+}
 LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 
-LB_INLINE Vec round_nearest(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+LB_INLINE Vec round_nearest(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 LB_INLINE Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
 LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
@@ -37,13 +41,15 @@ LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const __m512i w = _mm512_loadu_si512(words);
-  return {{_mm512_cvtph_ps(_mm512_cvtepi32_epi16(w))}, {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)))}};
+  return {{_mm512_cvtph_ps(_mm512_cvtepi32_epi16(w))},
+          {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)))}};
 }
 // The upper halves after rounding to nearest even, in the low 16 bits of each lane. NaN becomes a quiet NaN.
 LB_INLINE __m512i bf16_bits(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   return _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
 }
@@ -52,7 +58,8 @@ LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
 }
 
-LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
+                               std::int64_t target_stride) {
   __m512i r[16];
   __m512i t[16];
   for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(source + i * source_stride);

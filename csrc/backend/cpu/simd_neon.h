@@ -14,26 +14,48 @@ LB_INLINE Vec make_vec(F f) {
   return {{f(0), f(1), f(2), f(3)}};
 }
 
-LB_INLINE Vec zero() { return make_vec([](int) { return vdupq_n_f32(0.0F); }); }
-LB_INLINE Vec set1(float x) { return make_vec([x](int) { return vdupq_n_f32(x); }); }
-LB_INLINE Vec load(const float* p) { return make_vec([p](int i) { return vld1q_f32(p + 4 * i); }); }
+LB_INLINE Vec zero() {
+  return make_vec([](int) { return vdupq_n_f32(0.0F); });
+}
+LB_INLINE Vec set1(float x) {
+  return make_vec([x](int) { return vdupq_n_f32(x); });
+}
+LB_INLINE Vec load(const float* p) {
+  return make_vec([p](int i) { return vld1q_f32(p + 4 * i); });
+}
 LB_INLINE void store(float* p, Vec a) {
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.q[i]);
 }
-LB_INLINE Vec add(Vec a, Vec b) { return make_vec([&](int i) { return vaddq_f32(a.q[i], b.q[i]); }); }
-LB_INLINE Vec sub(Vec a, Vec b) { return make_vec([&](int i) { return vsubq_f32(a.q[i], b.q[i]); }); }
-LB_INLINE Vec mul(Vec a, Vec b) { return make_vec([&](int i) { return vmulq_f32(a.q[i], b.q[i]); }); }
-LB_INLINE Vec div(Vec a, Vec b) { return make_vec([&](int i) { return vdivq_f32(a.q[i], b.q[i]); }); }
-LB_INLINE Vec fma(Vec a, Vec b, Vec c) { return make_vec([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); }); }
+LB_INLINE Vec add(Vec a, Vec b) {
+  return make_vec([&](int i) { return vaddq_f32(a.q[i], b.q[i]); });
+}
+LB_INLINE Vec sub(Vec a, Vec b) {
+  return make_vec([&](int i) { return vsubq_f32(a.q[i], b.q[i]); });
+}
+LB_INLINE Vec mul(Vec a, Vec b) {
+  return make_vec([&](int i) { return vmulq_f32(a.q[i], b.q[i]); });
+}
+LB_INLINE Vec div(Vec a, Vec b) {
+  return make_vec([&](int i) { return vdivq_f32(a.q[i], b.q[i]); });
+}
+LB_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return make_vec([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); });
+}
 // a where a > b, else b: as the other instruction sets treat NaN and signed zeros
-LB_INLINE Vec max(Vec a, Vec b) { return make_vec([&](int i) { return vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); }); }
-LB_INLINE Vec min(Vec a, Vec b) { return make_vec([&](int i) { return vbslq_f32(vcltq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); }); }
+LB_INLINE Vec max(Vec a, Vec b) {
+  return make_vec([&](int i) { return vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); });
+}
+LB_INLINE Vec min(Vec a, Vec b) {
+  return make_vec([&](int i) { return vbslq_f32(vcltq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); });
+}
 
 LB_INLINE Vec keep_first(Vec a, std::int64_t n, float fill) {
   const std::int32_t count = n >= 16 ? 16 : n <= 0 ? 0 : static_cast<std::int32_t>(n);
   const std::int32_t first[4] = {0, 1, 2, 3};
   const int32x4_t lanes = vld1q_s32(first);
-  return make_vec([&](int i) { return vbslq_f32(vcltq_s32(vaddq_s32(lanes, vdupq_n_s32(4 * i)), vdupq_n_s32(count)), a.q[i], vdupq_n_f32(fill)); });
+  return make_vec([&](int i) {
+    return vbslq_f32(vcltq_s32(vaddq_s32(lanes, vdupq_n_s32(4 * i)), vdupq_n_s32(count)), a.q[i], vdupq_n_f32(fill));
+  });
 }
 LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) {
   const std::uint32_t bit[4] = {1, 2, 4, 8};
@@ -43,7 +65,9 @@ LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) {
   return mask;
 }
 
-LB_INLINE Vec round_nearest(Vec a) { return make_vec([&](int i) { return vrndnq_f32(a.q[i]); }); }
+LB_INLINE Vec round_nearest(Vec a) {
+  return make_vec([&](int i) { return vrndnq_f32(a.q[i]); });
+}
 LB_INLINE Vec scale_exponent(Vec a, Vec n) {
   return make_vec([&](int i) {
     const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.q[i]), vdupq_n_s32(127));
@@ -53,7 +77,9 @@ LB_INLINE Vec scale_exponent(Vec a, Vec n) {
 
 LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
   return {make_vec([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(vld1q_u32(words + 4 * i), 16)); }),
-          make_vec([&](int i) { return vreinterpretq_f32_u32(vandq_u32(vld1q_u32(words + 4 * i), vdupq_n_u32(0xffff0000U))); })};
+          make_vec([&](int i) {
+            return vreinterpretq_f32_u32(vandq_u32(vld1q_u32(words + 4 * i), vdupq_n_u32(0xffff0000U)));
+          })};
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const auto widen = [](uint32x4_t w) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(w))); };
@@ -67,12 +93,15 @@ LB_INLINE uint32x4_t bf16_bits(float32x4_t a) {
   const uint32x4_t quiet = vorrq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(0x40));
   return vbslq_u32(vceqq_f32(a, a), rounded, quiet);
 }
-LB_INLINE Vec round_to_bf16(Vec a) { return make_vec([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(bf16_bits(a.q[i]), 16)); }); }
+LB_INLINE Vec round_to_bf16(Vec a) {
+  return make_vec([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(bf16_bits(a.q[i]), 16)); });
+}
 LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vmovn_u32(bf16_bits(a.q[i])));
 }
 
-LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
+                               std::int64_t target_stride) {
   for (int j = 0; j < 16; j += 4) {
     for (int i = 0; i < 16; i += 4) {
       uint32x4x4_t block;

@@ -18,20 +18,40 @@ LB_INLINE Vec make_vec(F f) {
   return v;
 }
 
-LB_INLINE Vec zero() { return make_vec([](int) { return 0.0F; }); }
-LB_INLINE Vec set1(float x) { return make_vec([x](int) { return x; }); }
-LB_INLINE Vec load(const float* p) { return make_vec([p](int i) { return p[i]; }); }
+LB_INLINE Vec zero() {
+  return make_vec([](int) { return 0.0F; });
+}
+LB_INLINE Vec set1(float x) {
+  return make_vec([x](int) { return x; });
+}
+LB_INLINE Vec load(const float* p) {
+  return make_vec([p](int i) { return p[i]; });
+}
 LB_INLINE void store(float* p, Vec v) {
   for (int i = 0; i < 16; ++i) p[i] = v.lane[i];
 }
-LB_INLINE Vec add(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] + b.lane[i]; }); }
-LB_INLINE Vec sub(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] - b.lane[i]; }); }
-LB_INLINE Vec mul(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] * b.lane[i]; }); }
-LB_INLINE Vec div(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] / b.lane[i]; }); }
+LB_INLINE Vec add(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+LB_INLINE Vec sub(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+LB_INLINE Vec mul(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+LB_INLINE Vec div(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] / b.lane[i]; });
+}
 // a * b + c, rounded twice here and once where the instruction set has it
-LB_INLINE Vec fma(Vec a, Vec b, Vec c) { return make_vec([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; }); }
-LB_INLINE Vec max(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-LB_INLINE Vec min(Vec a, Vec b) { return make_vec([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+LB_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  return make_vec([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+}
+LB_INLINE Vec max(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+LB_INLINE Vec min(Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 
 // Lanes [0, n) of v, the others `fill`; any n.
 LB_INLINE Vec keep_first(Vec v, std::int64_t n, float fill) {
@@ -52,7 +72,8 @@ LB_INLINE Vec round_nearest(Vec v) {
 // v * 2^n for integral n in [-126, 127]
 LB_INLINE Vec scale_exponent(Vec v, Vec n) {
   return make_vec([&](int i) {
-    return v.lane[i] * __builtin_bit_cast(float, static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127) << 23);
+    return v.lane[i] *
+           __builtin_bit_cast(float, static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127) << 23);
   });
 }
 
@@ -61,8 +82,11 @@ LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
           make_vec([&](int i) { return __builtin_bit_cast(float, words[i] & 0xffff0000U); })};
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
-  const auto half = [](std::uint32_t bits) { return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<std::uint16_t>(bits))); };
-  return {make_vec([&](int i) { return half(words[i] & 0xffffU); }), make_vec([&](int i) { return half(words[i] >> 16); })};
+  const auto half = [](std::uint32_t bits) {
+    return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<std::uint16_t>(bits)));
+  };
+  return {make_vec([&](int i) { return half(words[i] & 0xffffU); }),
+          make_vec([&](int i) { return half(words[i] >> 16); })};
 }
 LB_INLINE Vec round_to_bf16(Vec v) {
   return make_vec([&](int i) { return to_float(to_bf16(v.lane[i])); });
@@ -72,7 +96,8 @@ LB_INLINE void store_bf16(std::uint16_t* p, Vec v) {
 }
 
 // target[i * target_stride + j] = source[j * source_stride + i] for i, j < 16
-LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target, std::int64_t target_stride) {
+LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
+                               std::int64_t target_stride) {
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 16; ++j) target[i * target_stride + j] = source[j * source_stride + i];
   }

@@ -13,7 +13,8 @@ void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
     f(piece * chunk, std::min((piece + 1) * chunk, count));
     ++mine;
   }
-  if (mine > 0 && progress_.done.fetch_add(mine, std::memory_order_acq_rel) + mine == pieces) progress_.done.notify_all();
+  if (mine > 0 && progress_.done.fetch_add(mine, std::memory_order_acq_rel) + mine == pieces)
+    progress_.done.notify_all();
   wait_for(progress_.done, pieces);
 }
 
@@ -27,7 +28,8 @@ std::byte* StepRunner::at(View view) const {
 }
 
 std::int64_t StepRunner::num_rows(Rows rows) const {
-  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size() : program_.batch_->logit_rows.size());
+  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size()
+                                                         : program_.batch_->logit_rows.size());
 }
 
 RopeRow StepRunner::rope_at(std::int64_t position) const {
@@ -113,7 +115,8 @@ void StepRunner::operator()(const AttentionStep& step) const {
   const std::int64_t group = step.num_heads / step.num_kv_heads;
   const BufferSpec& out = spec(step.out);
   share(items[num_sequences], 1, [&](std::int64_t item, std::int64_t) {
-    const auto after = std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
+    const auto after =
+        std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
     const auto s = static_cast<std::size_t>(after - items.begin()) - 1;
     const std::int64_t first_token = batch.seq_begin[s];
     const std::int64_t num_tokens = batch.seq_begin[s + 1] - first_token;
@@ -136,7 +139,8 @@ void StepRunner::operator()(const AttentionStep& step) const {
          .operand = program_.operand_,
          .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
          .ldo = out.ld,
-         .scratch = const_cast<std::byte*>(program_.scratch_.data()) + static_cast<std::size_t>(member_) * program_.scratch_stride_});
+         .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
+                    static_cast<std::size_t>(member_) * program_.scratch_stride_});
   });
 }
 

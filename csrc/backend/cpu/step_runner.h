@@ -13,7 +13,12 @@ class StepRunner {
  public:
   StepRunner(const CpuProgram& program, const LoweredGraph& graph, std::size_t first_weight, std::int64_t layer,
              CpuProgram::Progress& progress, int member)
-      : program_(program), graph_(graph), first_weight_(first_weight), layer_(layer), progress_(progress), member_(member) {}
+      : program_(program),
+        graph_(graph),
+        first_weight_(first_weight),
+        layer_(layer),
+        progress_(progress),
+        member_(member) {}
 
   void operator()(const EmbedStep& step) const;
   void operator()(const NormStep& step) const;
@@ -23,8 +28,8 @@ class StepRunner {
   void operator()(const GatherStep& step) const;
 
  private:
-  // Calls f(begin, end) for pieces of `chunk` that together, over all threads, cover [0, count) once; then waits for the
-  // pieces of other threads.
+  // Calls f(begin, end) for pieces of `chunk` that together, over all threads, cover [0, count) once; then waits for
+  // the pieces of other threads.
   template <class F>
   void share(std::int64_t count, std::int64_t chunk, F&& f) const;
 

@@ -44,7 +44,9 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     if not text.startswith(b"{"):
         raise CheckpointError(f"{path}: the header does not start with '{{'; not a safetensors file")
     entries = parse_json_object(text, f"{path} (header)", CheckpointError)
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is not an object of strings")
     data_begin = 8 + header_bytes
     tensors = [_parse_entry(path, name, entry, data_begin) for name, entry in entries.items()]
     _check_cover(path, tensors, data_begin, file_bytes)

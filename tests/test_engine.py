@@ -1,0 +1,164 @@
+"""The engine over a program that checks every slot and block table: whatever happens, each request gets its own tokens.
+
+The fake model's next token is a hash of the whole context as read back from the cache, so a wrong slot, a block shared
+when it should have been copied, or a stale prefix changes the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_boost import BackendError, RequestError, _testing
+
+BLOCK = 4
+
+
+def expected_output(engine: Any, prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(engine.next(tokens))
+    return tokens[len(prompt) :]
+
+
+class Collector:
+    """Gathers the events of an engine by sample."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.outputs: dict[tuple[int, int], list[int]] = {}
+        self.finished: dict[tuple[int, int], str] = {}
+        self.prompt_positions: dict[int, list[int]] = {}
+
+    def step(self) -> bool:
+        more, events = self.engine.step()
+        for request, sample, token, prompt_position, finish in events:
+            if prompt_position >= 0:
+                self.prompt_positions.setdefault(request, []).append(prompt_position)
+                continue
+            assert (request, sample) not in self.finished, "an event after the end"
+            if token >= 0:
+                self.outputs.setdefault((request, sample), []).append(token)
+            if finish:
+                self.finished[request, sample] = finish
+        return bool(more)
+
+    def run(self) -> None:
+        steps = 0
+        while self.step():
+            steps += 1
+            assert steps < 10_000, "no end in sight"
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 2), min_size=1, max_size=20),  # few different tokens: prompts share prefixes
+        st.integers(1, 16),
+        st.integers(1, 3),
+        st.integers(0, 12),  # steps before it is added
+        st.one_of(st.none(), st.integers(0, 10)),  # steps after which it is cancelled
+        st.booleans(),  # prompt logprobs
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    plan=requests,
+    num_blocks=st.integers(9, 20),
+    max_tokens=st.integers(4, 24),
+    mixes=st.booleans(),
+    prefix_caching=st.booleans(),
+)
+def test_every_request_gets_its_own_tokens(plan: Any, num_blocks: int, max_tokens: int, mixes: bool, prefix_caching: bool) -> None:
+    engine = _testing.FakeEngine(
+        num_blocks=num_blocks, block_size=BLOCK, max_tokens=max_tokens, max_sequences=4, max_model_len=36,
+        mixes=mixes, prefix_caching=prefix_caching, max_logit_rows=4,
+    )  # fmt: skip
+    collector = Collector(engine)
+    added_at: dict[int, int] = {}
+    for step in range(40):
+        for request, (prompt, count, n, start, cancel_after, logprobs) in enumerate(plan):
+            if step == start:
+                engine.add(request, prompt, count, n, 0 if logprobs else -1)
+                added_at[request] = step
+            if cancel_after is not None and step == start + cancel_after:
+                engine.cancel(request)
+        collector.step()
+    collector.run()
+    for request, (prompt, count, n, _, cancel_after, logprobs) in enumerate(plan):
+        want = expected_output(engine, prompt, count)
+        for sample in range(n):
+            got = collector.outputs.get((request, sample), [])
+            if collector.finished[request, sample] == "length":
+                assert got == want
+            else:
+                assert collector.finished[request, sample] == "abort"
+                assert cancel_after is not None
+                assert got == want[: len(got)]
+        if logprobs and cancel_after is None:
+            assert collector.prompt_positions.get(request, []) == list(range(1, len(prompt)))
+    stats = engine.stats()
+    assert stats["num_running"] == stats["num_waiting"] == 0
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+
+
+def test_too_few_blocks_still_finish_everything_that_fits() -> None:
+    engine = _testing.FakeEngine(num_blocks=6, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=24)
+    prompts = [[i, i + 1, i + 2] for i in range(10)]
+    for request, prompt in enumerate(prompts):
+        engine.add(request, prompt, 21)
+    collector = Collector(engine)
+    collector.run()
+    assert engine.stats()["num_preemptions"] > 0
+    for request, prompt in enumerate(prompts):
+        assert collector.outputs[request, 0] == expected_output(engine, prompt, 21)
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    engine = _testing.FakeEngine(num_blocks=3, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    with pytest.raises(RequestError, match=r"14 tokens \(prompt 4 \+ max_tokens 10\).* takes 4 blocks of 4, but the cache has 3"):
+        engine.add(0, [1, 2, 3, 4], 10)
+    engine.add(0, [1, 2, 3, 4], 8)
+
+
+def test_the_same_prefix_is_computed_once() -> None:
+    engine = _testing.FakeEngine(num_blocks=40, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    prompt = list(range(30))
+    for request in range(3):
+        engine.add(request, prompt, 3)
+        collector = Collector(engine)
+        collector.run()
+        assert collector.outputs[request, 0] == expected_output(engine, prompt, 3)
+    assert engine.stats()["prefix_hits"] == 2 * 28  # whole blocks of all but the last token
+
+
+def test_after_a_backend_failure_the_engine_goes_on() -> None:
+    engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    engine.add(0, [1, 2, 3], 5)
+    engine.step()
+    engine.fail_next()
+    with pytest.raises(BackendError):
+        engine.step()
+    assert engine.stats()["num_free_blocks"] == 20
+    engine.add(1, [4, 5], 4)
+    collector = Collector(engine)
+    collector.run()
+    assert collector.outputs == {(1, 0): expected_output(engine, [4, 5], 4)}
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
+    engine = _testing.FakeEngine(num_blocks=64, block_size=BLOCK, max_tokens=8, max_sequences=4, max_model_len=128)
+    engine.add(0, [1], 30)
+    collector = Collector(engine)
+    collector.step()
+    engine.add(1, list(range(1, 50)), 2)
+    for step in range(2, 9):
+        collector.step()
+        assert len(collector.outputs[0, 0]) == step
+    assert (1, 0) in collector.outputs

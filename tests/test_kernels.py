@@ -1,0 +1,241 @@
+"""Every kernel of every instruction set level that this machine has, against float64.
+
+Tolerances. A sum of n products in f32, in any order, is off by at most about n * eps * sum |a_i b_i| (Higham, "Accuracy and
+Stability of Numerical Algorithms", section 3.1), eps = 2^-24; the dot product instruction rounds twice a step and
+flushes denormals, which the factor 2 and the tiny absolute term cover. Inputs are rounded to their storage type first,
+so that only the arithmetic is judged.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llm_boost import _core, _testing
+
+LEVELS = _core.isa_levels()
+EPS = 2.0**-24
+TINY = 1e-30
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    return x.astype(STORAGE[dtype]).astype(np.float32)
+
+
+def operands(isa: str, dtype: str) -> list[str]:
+    return ["f32", "f32r"] + (["bf16"] if _testing.has_bf16_dot(isa) and dtype == "bfloat16" else [])
+
+
+def product_case(rows: int, columns: int, inner: int, dtype: str, operand: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, inner)).astype(np.float32)
+    w = rounded(random.standard_normal((columns, inner)).astype(np.float32), dtype)
+    exact_x = x if operand == "f32" else rounded(x, "bfloat16")
+    return x, w, exact_x.astype(np.float64)
+
+
+def check_product(result: np.ndarray, x: np.ndarray, w: np.ndarray, extra: np.ndarray | float = 0.0) -> None:
+    w = w.astype(np.float64)
+    bound = 2 * (x.shape[1] + 2) * EPS * (np.abs(x) @ np.abs(w).T + np.abs(extra)) + TINY
+    np.testing.assert_array_less(np.abs(result - (x @ w.T + extra)), bound)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_linear_of_every_row_count(isa: str, dtype: str) -> None:
+    for operand in operands(isa, dtype):
+        for rows in [*range(1, 27), 36, 37, 64, 65]:
+            x, w, exact_x = product_case(rows, 70, 40, dtype, operand, seed=rows)
+            check_product(_testing.linear(isa, x, w, dtype, operand), exact_x, w)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_linear_of_every_width(isa: str, dtype: str) -> None:
+    for operand in operands(isa, dtype):
+        for columns in [*range(1, 68), 127, 128, 129]:
+            for rows in (1, 5, 40):
+                x, w, exact_x = product_case(rows, columns, 18, dtype, operand, seed=columns)
+                check_product(_testing.linear(isa, x, w, dtype, operand), exact_x, w)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_linear_of_every_inner_size(isa: str, dtype: str) -> None:
+    for operand in operands(isa, dtype):
+        for inner in [*range(2, 70, 2), 576, 1000]:
+            for misalignment in (0, 4, 12, 36):
+                x, w, exact_x = product_case(7, 33, inner, dtype, operand, seed=inner)
+                check_product(_testing.linear(isa, x, w, dtype, operand, misalignment=misalignment), exact_x, w)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_linear_epilogues(isa: str) -> None:
+    for operand in operands(isa, "bfloat16"):
+        for rows, columns in [(1, 32), (3, 50), (13, 96), (50, 64)]:
+            x, w, exact_x = product_case(rows, columns, 24, "bfloat16", operand, seed=rows)
+            random = np.random.default_rng(99)
+            bias = random.standard_normal(columns).astype(np.float32)
+            initial = random.standard_normal((rows, columns)).astype(np.float32)
+            check_product(_testing.linear(isa, x, w, "bfloat16", operand, bias=bias), exact_x, w, bias.astype(np.float64))
+            added = _testing.linear(isa, x, w, "bfloat16", operand, epilogue="add", bias=bias, initial=initial)
+            check_product(added, exact_x, w, bias + initial.astype(np.float64))
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("ffn", [1, 15, 16, 17, 48, 50])
+def test_linear_swiglu(isa: str, ffn: int) -> None:
+    for operand in operands(isa, "bfloat16"):
+        for rows in (1, 6, 40):
+            x, w, exact_x = product_case(rows, 2 * ffn, 24, "bfloat16", operand, seed=ffn)
+            gate, up = exact_x @ w[:ffn].T.astype(np.float64), exact_x @ w[ffn:].T.astype(np.float64)
+            expected = gate / (1 + np.exp(-gate)) * up
+            result = _testing.linear(isa, x, w, "bfloat16", operand, epilogue="swiglu")
+            # The sums' errors pass through silu (slope at most 1.1) and the product; the result may be rounded to bf16.
+            sums = 2 * 26 * EPS * (np.abs(exact_x) @ np.abs(w).T.astype(np.float64))
+            bound = 1.1 * sums[:, :ffn] * np.abs(up) + sums[:, ffn:] * np.abs(gate) + (8 * EPS + (operand != "f32") * 2.0**-8) * np.abs(expected)
+            np.testing.assert_array_less(np.abs(result - expected), bound + 1e-12)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_linear_does_not_depend_on_rows_or_pieces(isa: str, dtype: str) -> None:
+    for operand in operands(isa, dtype):
+        x, w, _ = product_case(70, 200, 96, dtype, operand, seed=5)
+        whole = _testing.linear(isa, x, w, dtype, operand)
+        for rows in [1, 2, 3, 5, 6, 11, 12, 13, 24, 36, 37, 48]:
+            np.testing.assert_array_equal(_testing.linear(isa, x[:rows], w, dtype, operand), whole[:rows])
+        for pieces in (1, 2, 3):
+            np.testing.assert_array_equal(_testing.linear(isa, x, w, dtype, operand, panels_per_call=pieces), whole)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("operand", ["f32", "f32r", "bf16"])
+def test_rms_norm(isa: str, operand: str) -> None:
+    for columns in [*range(1, 40), 576, 1000]:
+        for misalignment in (0, 4, 20):
+            random = np.random.default_rng(columns)
+            x = (random.standard_normal(columns) * 3).astype(np.float32)
+            weight = random.standard_normal(columns).astype(np.float32)
+            exact = x / np.sqrt(np.mean(x.astype(np.float64) ** 2) + 1e-5) * weight
+            result = _testing.rms_norm(isa, x, weight, 1e-5, operand, misalignment)
+            bound = ((columns + 8) * EPS + (operand != "f32") * 2.0**-8) * np.abs(exact) + 1e-12
+            np.testing.assert_array_less(np.abs(result - exact), bound)
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    half = x.shape[-1] // 2
+    a, b = x[..., :half].astype(np.float64), x[..., half:].astype(np.float64)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class AttentionCase:
+    """Random keys, values and queries of one kv head, and the exact answer."""
+
+    def __init__(self, context: int, tokens: int, group: int, dim: int, dtype: str, seed: int, block_size: int = 16) -> None:
+        random = np.random.default_rng(seed)
+        self.q = (random.standard_normal((tokens, group, dim)) * 2).astype(np.float32)
+        self.keys = random.standard_normal((context, dim)).astype(np.float32)
+        self.values = random.standard_normal((context, dim)).astype(np.float32)
+        angles = random.uniform(0, 6.28, (context, dim // 2))
+        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        num_blocks = -(-context // block_size) + 3
+        self.block_table = random.permutation(num_blocks).astype(np.int32)
+        self.block_size, self.num_blocks, self.dtype = block_size, num_blocks, dtype
+        self.scale = float(np.float32(1 / np.sqrt(dim)))
+
+    def exact(self, operand: str) -> np.ndarray:
+        context, tokens, dim = len(self.keys), len(self.q), self.q.shape[2]
+        keys = rounded(rotate(self.keys, self.cos, self.sin).astype(np.float32), self.dtype).astype(np.float64)
+        values = rounded(self.values, self.dtype).astype(np.float64)
+        first = context - tokens
+        q = rotate(self.q, self.cos[first:, None], self.sin[first:, None]).astype(np.float32)
+        q = (q if operand == "f32" else rounded(q, "bfloat16")).astype(np.float64)
+        out = np.empty((tokens, self.q.shape[1], dim))
+        for t in range(tokens):
+            scores = q[t] @ keys[: first + t + 1].T * self.scale
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[t] = weights @ values[: first + t + 1] / weights.sum(axis=1, keepdims=True)
+        return out
+
+    def run(self, isa: str, operand: str, order: np.ndarray | None = None, garbage: float = np.nan, tokens: int | None = None) -> np.ndarray:
+        return _testing.attention(
+            isa, self.q if tokens is None else self.q[-tokens:], self.keys, self.values, self.cos, self.sin, self.block_table,
+            self.block_size, self.num_blocks, self.scale, self.dtype, operand, np.arange(len(self.keys)) if order is None else order, garbage,
+        )  # fmt: skip
+
+
+def attention_cases(isa: str) -> list[tuple[str, str]]:
+    return [("float32", "f32"), ("bfloat16", "f32r")] + ([("bfloat16", "bf16")] if _testing.has_bf16_dot(isa) else [])
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dim", [16, 18, 64, 80, 128])
+def test_attention_against_float64(isa: str, dim: int) -> None:
+    for dtype, operand in attention_cases(isa):
+        for context, tokens, group in [(1, 1, 1), (2, 2, 3), (15, 15, 1), (16, 3, 7), (17, 1, 4), (40, 33, 3), (300, 1, 7), (515, 20, 2)]:
+            case = AttentionCase(context, tokens, group, dim, dtype, seed=context)
+            result = case.run(isa, operand)
+            # Scores are off by at most (D + 2) eps |q| |k| scale, about 1e-4 here; weights and outputs may be rounded to bf16.
+            error = np.abs(result - case.exact(operand))
+            assert error.max() < (2e-4 if operand == "f32" else 2.0**-7), (dtype, operand, context, tokens, group, error.max())
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_attention_does_not_depend_on_chunks_or_garbage(isa: str) -> None:
+    for dtype, operand in attention_cases(isa):
+        case = AttentionCase(530, 300, 3, 32, dtype, seed=3)
+        whole = case.run(isa, operand)
+        assert np.isfinite(whole).all()
+        for tokens in (1, 2, 5, 17, 100):
+            np.testing.assert_array_equal(case.run(isa, operand, tokens=tokens), whole[-tokens:])
+        # What lies in the cache beyond the context, and the order of writing, make no difference.
+        backwards = np.arange(529, -1, -1)
+        np.testing.assert_array_equal(case.run(isa, operand, order=backwards, garbage=0.0), whole)
+        shorter = AttentionCase(530, 300, 3, 32, dtype, seed=3)
+        shorter.keys, shorter.values = shorter.keys[:519], shorter.values[:519]
+        shorter.cos, shorter.sin = shorter.cos[:519], shorter.sin[:519]
+        shorter.q = shorter.q[:289]
+        np.testing.assert_array_equal(shorter.run(isa, operand), whole[:289])
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_attention_does_not_depend_on_block_size(isa: str, block_size: int) -> None:
+    for dtype, operand in attention_cases(isa):
+        expected = AttentionCase(270, 9, 2, 64, dtype, seed=1).run(isa, operand)
+        np.testing.assert_array_equal(AttentionCase(270, 9, 2, 64, dtype, seed=1, block_size=block_size).run(isa, operand), expected)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_logit_reductions(isa: str) -> None:
+    for n in [*range(1, 50), 1000, 1003]:
+        x = np.random.default_rng(n).standard_normal(n).astype(np.float32) * 5
+        assert _testing.max_value(isa, x) == x.max()
+        exact = np.exp((x.astype(np.float64) - x.max()) * 0.7).sum()
+        assert abs(_testing.sum_exp(isa, x, float(x.max()), 0.7) - exact) < exact * 1e-5
+        threshold = float(np.sort(x)[n // 2])
+        assert _testing.collect_at_least(isa, x, threshold) == np.flatnonzero(x >= np.float32(threshold)).tolist()
+    assert _testing.max_value(isa, np.full(40, -np.inf, np.float32)) == -np.inf
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_exp_is_accurate_over_its_range(isa: str) -> None:
+    # sum_exp of one element is the kernel's exp itself.
+    for x in np.linspace(-87, 0, 4001, dtype=np.float32):
+        exact = np.exp(np.float64(x))
+        assert abs(_testing.sum_exp(isa, np.array([x], np.float32), 0.0, 1.0) - exact) <= 2.5 * EPS * 2 * exact
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_scalar_conversions_round_to_nearest_even(dtype: str) -> None:
+    random = np.random.default_rng(1)
+    x = np.concatenate(
+        [random.standard_normal(1000), random.standard_normal(1000) * 1e-6, random.standard_normal(1000) * 1e4, [0, -0.0, np.inf, -np.inf, 1e30]]
+    ).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = rounded(x, dtype)
+    np.testing.assert_array_equal(_testing.round_trip(dtype, x), expected)
+    assert np.isnan(_testing.round_trip(dtype, np.array([np.nan], np.float32))).all()

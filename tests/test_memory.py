@@ -1,0 +1,46 @@
+"""Memory: loading takes little more than the packed weights, and steps allocate nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from reference.tiny_models import TinySpec, write_tiny_model
+
+import llm_boost
+from llm_boost import _testing  # noqa: F401  # its presence means that the test programs were built
+
+LOAD = """
+import sys
+from pathlib import Path
+from llm_boost import _core
+from llm_boost.checkpoint import read_hugging_face
+from llm_boost.model_config import ModelConfig
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+directory = Path(sys.argv[1])
+config = ModelConfig.from_directory(directory)
+table = read_hugging_face(directory, config)
+options = _core.EngineOptions()
+options.num_blocks = 4
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = status("VmRSS")
+model = _core.LoadedModel(config.to_core(64), table, options)
+print((status("VmHWM") - before) / model.info()["weight_bytes"])
+"""
+
+
+def test_loading_takes_at_most_15_percent_more_than_the_packed_weights(tmp_path: Path) -> None:
+    spec = TinySpec(hidden=1024, heads=16, kv_heads=4, ffn=4096, layers=6, vocab=32000)
+    directory = write_tiny_model(tmp_path / "big", spec)
+    ratio = float(subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True).stdout)
+    assert 0.9 < ratio < 1.15
+
+
+def test_decoding_allocates_nothing(tmp_path: Path) -> None:
+    program = Path(llm_boost.__file__).parent / "bin" / "llm_boost_step_allocations"
+    output = subprocess.run([program, tmp_path / "weights"], capture_output=True, text=True, check=True).stdout
+    assert output == "0 allocations in 100 steps, 800 tokens\n"
