@@ -11,8 +11,9 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType
-from llm_boost.gguf_convert import convert_gguf
 from tokenizers import pre_tokenizers
+
+from llm_boost.gguf_convert import convert_gguf
 
 _ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
 

@@ -75,7 +75,9 @@ requests = st.lists(
     mixes=st.booleans(),
     prefix_caching=st.booleans(),
 )
-def test_every_request_gets_its_own_tokens(plan: Any, num_blocks: int, max_tokens: int, mixes: bool, prefix_caching: bool) -> None:
+def test_every_request_gets_its_own_tokens(
+    plan: Any, num_blocks: int, max_tokens: int, mixes: bool, prefix_caching: bool
+) -> None:
     engine = _testing.FakeEngine(
         num_blocks=num_blocks, block_size=BLOCK, max_tokens=max_tokens, max_sequences=4, max_model_len=36,
         mixes=mixes, prefix_caching=prefix_caching, max_logit_rows=4,
@@ -122,7 +124,9 @@ def test_too_few_blocks_still_finish_everything_that_fits() -> None:
 
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
     engine = _testing.FakeEngine(num_blocks=3, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
-    with pytest.raises(RequestError, match=r"14 tokens \(prompt 4 \+ max_tokens 10\).* takes 4 blocks of 4, but the cache has 3"):
+    with pytest.raises(
+        RequestError, match=r"14 tokens \(prompt 4 \+ max_tokens 10\).* takes 4 blocks of 4, but the cache has 3"
+    ):
         engine.add(0, [1, 2, 3, 4], 10)
     engine.add(0, [1, 2, 3, 4], 8)
 

@@ -1,4 +1,4 @@
-"""Whole models against independent implementations: transformers on the demo model, the float64 decoder on tiny ones."""
+"""Whole models against independent ones: transformers on the demo model, the float64 decoder on tiny ones."""
 
 from __future__ import annotations
 
@@ -18,27 +18,33 @@ GREEDY_64 = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 
 def test_greedy_tokens_equal_transformers_in_float32(smollm2_directory: Path) -> None:
-    with Model.from_pretrained(smollm2_directory, activation_dtype="float32", max_model_len=2048, use_tqdm=False) as model:
+    with Model.from_pretrained(
+        smollm2_directory, activation_dtype="float32", max_model_len=2048, use_tqdm=False
+    ) as model:
         outputs = model.generate([golden["prompt_ids"] for golden in GOLDENS], GREEDY_64)
     assert len(outputs) >= 20
     for golden, output in zip(GOLDENS, outputs, strict=True):
         assert list(output.outputs[0].token_ids) == golden["output_ids"], golden["prompt"]
 
 
-# Largest margin (best minus second best logit of the float32 reference) at which bf16 activations chose the other token.
+# The float32 reference's best minus second best logit, below which bf16 activations may choose the other token. A step
+# of bf16 is 2^-8 of a logit of about 20, so logits closer than this are not told apart.
 NEAR_TIE = 0.05
+# Where they do, at the level with the bf16 dot product: prompt, index of the token, margin.
+KNOWN_FLIPS = {("one token", 19): 0.00516891, ("upper case", 31): 0.00509071, ("long sequence", 52): 0.010891}
 
 
 def test_bf16_activations_differ_only_at_near_ties(smollm2: Model) -> None:
     outputs = smollm2.generate([golden["prompt_ids"] for golden in GOLDENS], GREEDY_64)
-    flips = []
+    flips = {}
     for golden, output in zip(GOLDENS, outputs, strict=True):
         pairs = zip(output.outputs[0].token_ids, golden["output_ids"], strict=True)
         first = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
         if first is not None:
-            flips.append((golden["margins"][first], first, golden["prompt"][:40]))
-    print("near-ties, as (margin, token, prompt):", *sorted(flips), sep="\n  ")
-    assert all(margin < NEAR_TIE for margin, _, _ in flips)
+            flips[golden["name"], first] = golden["margins"][first]
+    assert all(margin < NEAR_TIE for margin in flips.values()), flips
+    if smollm2.info().isa == "avx512bf16":
+        assert flips == KNOWN_FLIPS
 
 
 def step_arrays(tokens: list[int], num_blocks: int, block_size: int) -> dict[str, np.ndarray]:

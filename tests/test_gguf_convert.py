@@ -27,11 +27,12 @@ from gguf_files import (
     write_gguf,
     write_model,
 )
+from safetensors import safe_open
+
 from llm_boost.errors import CheckpointError
 from llm_boost.gguf_convert import convert_gguf, weights
 from llm_boost.gguf_convert.config import llama3_factors
 from llm_boost.gguf_convert.reader import GgufFile
-from safetensors import safe_open
 
 SIZES = Sizes()
 WIDE = Sizes(hidden=256, ffn=512, heads=4, kv_heads=2, head_dim=64, layers=1)  # blocks take up to 256 elements

@@ -23,6 +23,7 @@ from gguf_files import (
     write_gguf,
     write_model,
 )
+
 from llm_boost.errors import CheckpointError
 from llm_boost.gguf_convert import convert_gguf
 

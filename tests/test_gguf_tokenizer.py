@@ -22,8 +22,9 @@ from gguf_files import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_boost.gguf_convert import convert_gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from llm_boost.gguf_convert import convert_gguf
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't care.",

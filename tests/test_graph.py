@@ -22,9 +22,19 @@ def test_graph_text(tiny_model: Callable[[str], Path], name: str) -> None:
 def config(**changes: object) -> _core.ModelConfig:
     core = _core.ModelConfig()
     values = {
-        "architecture": "llama", "hidden_size": 32, "intermediate_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
-        "vocab_size": 50, "max_positions": 8, "rms_norm_eps": 1e-5, "rope_inv_freq": [1.0] * 8, **changes,
-    }  # fmt: skip
+        "architecture": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "vocab_size": 50,
+        "max_positions": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_inv_freq": [1.0] * 8,
+        **changes,
+    }
     for name, value in values.items():
         setattr(core, name, value)
     return core

@@ -37,18 +37,29 @@ MASK = len(os.sched_getaffinity(0))
         ("0::/\n", {"cpu.max": "6400000 100000\n"}, MASK),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "100000 100000\n"}, 1),
         ("0::/gone\n", {"cpu.max": "100000 100000\n"}, 1),
-        ("4:cpu,cpuacct:/job\n1:name=systemd:/x\n", {"cpu/job/cpu.cfs_quota_us": "100000\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 1),
+        (
+            "4:cpu,cpuacct:/job\n1:name=systemd:/x\n",
+            {"cpu/job/cpu.cfs_quota_us": "100000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+            1,
+        ),
         ("4:cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, MASK),
         ("garbage\n", {"cpu.max": "garbage\n"}, MASK),
     ],
 )
-def test_threads_follow_affinity_and_quota(tmp_path: Path, membership: str, files: dict[str, str], expected: int) -> None:
+def test_threads_follow_affinity_and_quota(
+    tmp_path: Path, membership: str, files: dict[str, str], expected: int
+) -> None:
     assert _testing.usable_threads(cgroup(tmp_path, membership, files)) == expected
 
 
 def test_threads_follow_the_affinity_mask() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from llm_boost import _core; print(_core.usable_threads())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "1"
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from llm_boost import _core; print(_core.usable_threads())"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "1"
+    )
     assert 1 <= _core.usable_threads() <= MASK
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 from gguf_files import write_model
+
 from llm_boost import hub, registry
 from llm_boost.errors import ConfigError, DownloadError
 

@@ -27,7 +27,9 @@ class Caller:
 
     def step(self, chunks: dict[str, tuple[list[int], int]]) -> dict[str, Logits]:
         """Computes for each sequence some tokens from a position on; returns the logits of all of them."""
-        arrays: dict[str, list[int]] = {name: [] for name in ("token_ids", "positions", "slots", "context_len", "block_table")}
+        arrays: dict[str, list[int]] = {
+            name: [] for name in ("token_ids", "positions", "slots", "context_len", "block_table")
+        }
         begin = [0]
         for name, (tokens, start) in chunks.items():
             table = self.tables.setdefault(name, [])
@@ -50,12 +52,20 @@ class Caller:
 
 
 def load(directory: Path, activation_dtype: str, **options: int) -> Model:
-    settings = {"max_model_len": MAX_LEN, "num_blocks": 200, "max_num_batched_tokens": 512, "max_num_seqs": 512, **options}
+    settings = {
+        "max_model_len": MAX_LEN,
+        "num_blocks": 200,
+        "max_num_batched_tokens": 512,
+        "max_num_seqs": 512,
+        **options,
+    }
     return Model.from_pretrained(directory, activation_dtype=activation_dtype, **settings)
 
 
 @pytest.fixture(params=[(isa, dtype) for isa in _core.isa_levels() for dtype in ("float32", "bfloat16")], ids="-".join)
-def model(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
+def model(
+    request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Model]:
     isa, activation_dtype = request.param
     monkeypatch.setenv("LLM_BOOST_ISA", isa)
     with load(tiny_model("llama_gqa_tied"), activation_dtype) as loaded:
@@ -98,7 +108,9 @@ def test_mixed_prefill_and_decode_equal_alone(model: Model) -> None:
     caller = Caller(model, 200)
     expected = {name: caller.whole(name + " alone", sequence) for name, sequence in tokens.items()}
     caller.step({name: (sequence[:40], 0) for name, sequence in tokens.items() if name < "d"})
-    mixed = caller.step({name: (sequence[40:41], 40) if name < "d" else (sequence, 0) for name, sequence in tokens.items()})
+    mixed = caller.step(
+        {name: (sequence[40:41], 40) if name < "d" else (sequence, 0) for name, sequence in tokens.items()}
+    )
     for name in tokens:
         np.testing.assert_array_equal(mixed[name], expected[name][40:41] if name < "d" else expected[name])
 
@@ -114,7 +126,9 @@ def test_shared_prefix_equals_recomputed(model: Model) -> None:
 
 @pytest.mark.parametrize("name", ["llama_gqa_tied", "qwen2_tied", "llama_f16"])
 @pytest.mark.parametrize("isa", _core.isa_levels())
-def test_one_thread_equals_two(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, isa: str, name: str) -> None:
+def test_one_thread_equals_two(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, isa: str, name: str
+) -> None:
     monkeypatch.setenv("LLM_BOOST_ISA", isa)
     results = []
     for num_threads in (1, 2, 5):
@@ -130,7 +144,10 @@ def generate(model: Model, prompts: list[list[int]], count: int) -> list[tuple[t
     params = SamplingParams(max_tokens=count, seed=11, temperature=0.9, logprobs=0, ignore_eos=True)
     samples = [output.outputs[0] for output in model.generate(prompts, params)]
     return [
-        (sample.token_ids, tuple(entry[token].logprob for token, entry in zip(sample.token_ids, sample.logprobs or (), strict=True)))
+        (
+            sample.token_ids,
+            tuple(entry[token].logprob for token, entry in zip(sample.token_ids, sample.logprobs or (), strict=True)),
+        )
         for sample in samples
     ]
 

@@ -36,7 +36,9 @@ print((status("VmHWM") - before) / model.info()["weight_bytes"])
 def test_loading_takes_at_most_15_percent_more_than_the_packed_weights(tmp_path: Path) -> None:
     spec = TinySpec(hidden=1024, heads=16, kv_heads=4, ffn=4096, layers=6, vocab=32000)
     directory = write_tiny_model(tmp_path / "big", spec)
-    ratio = float(subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True).stdout)
+    ratio = float(
+        subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True).stdout
+    )
     assert 0.9 < ratio < 1.15
 
 

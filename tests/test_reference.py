@@ -216,9 +216,7 @@ def test_bugs_exceed_the_tolerance(decoders: Mapping[str, NumpyDecoder], name: s
 
 
 @pytest.mark.parametrize(("name", "bug"), SUBTLE_BUGS.values(), ids=SUBTLE_BUGS)
-def test_subtle_bugs_exceed_that_of_float32(
-    decoders: Mapping[str, NumpyDecoder], name: str, bug: Bug
-) -> None:
+def test_subtle_bugs_exceed_that_of_float32(decoders: Mapping[str, NumpyDecoder], name: str, bug: Bug) -> None:
     assert deviation(decoders[name], bug, FLOAT32) > 10
 
 

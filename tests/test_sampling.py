@@ -14,7 +14,9 @@ from llm_boost import RequestError, SamplingParams, _core, _testing
 LEVELS = _core.isa_levels()
 
 
-def processed(logits: np.ndarray, prompt: Sequence[int], output: Sequence[int], p: SamplingParams, eos: Sequence[int]) -> np.ndarray:
+def processed(
+    logits: np.ndarray, prompt: Sequence[int], output: Sequence[int], p: SamplingParams, eos: Sequence[int]
+) -> np.ndarray:
     """Logits after bias, penalties and minimum length, as transformers' processors define them."""
     x = logits.astype(np.float64)
     for token, bias in (p.logit_bias or {}).items():
@@ -43,7 +45,14 @@ def distribution(x: np.ndarray, p: SamplingParams) -> np.ndarray:
     return probabilities / probabilities.sum()
 
 
-def choose(isa: str, logits: np.ndarray, p: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), eos: Sequence[int] = ()) -> int:
+def choose(
+    isa: str,
+    logits: np.ndarray,
+    p: SamplingParams,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    eos: Sequence[int] = (),
+) -> int:
     return int(_testing.choose(isa, logits.tolist(), list(prompt), list(output), p.to_core(max_tokens=100), list(eos)))
 
 
@@ -57,7 +66,15 @@ CASES = {
     "top_p of one token": {"top_p": 0.01},
     "min_p": {"min_p": 0.2},
     "top_k and top_p": {"top_k": 20, "top_p": 0.8, "temperature": 1.5},
-    "all": {"top_k": 40, "top_p": 0.9, "min_p": 0.05, "temperature": 0.8, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+    "all": {
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "temperature": 0.8,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.2,
+    },
     "bias": {"logit_bias": {3: 4.0, 5: -100.0}},
 }
 
@@ -124,7 +141,14 @@ class TestParams:
     """Names and types of SamplingParams."""
 
     def test_aliases(self) -> None:
-        p = SamplingParams(max_new_tokens=5, min_new_tokens=2, num_return_sequences=3, stop_strings=["a"], do_sample=False, temperature=0.7)
+        p = SamplingParams(
+            max_new_tokens=5,
+            min_new_tokens=2,
+            num_return_sequences=3,
+            stop_strings=["a"],
+            do_sample=False,
+            temperature=0.7,
+        )
         assert (p.max_tokens, p.min_tokens, p.n, p.stop, p.temperature) == (5, 2, 3, ("a",), 0.0)
         assert SamplingParams(do_sample=True, temperature=0.7).temperature == 0.7
 
@@ -155,9 +179,22 @@ class TestParams:
 
     def test_every_field_reaches_the_core(self) -> None:
         values = {
-            "n": 2, "max_tokens": 3, "min_tokens": 1, "temperature": 0.5, "top_k": 4, "top_p": 0.25, "min_p": 0.125, "repetition_penalty": 1.5,
-            "presence_penalty": 0.75, "frequency_penalty": -0.5, "seed": 9, "ignore_eos": True, "stop_token_ids": [8], "logprobs": 6, "prompt_logprobs": 7,
-        }  # fmt: skip
+            "n": 2,
+            "max_tokens": 3,
+            "min_tokens": 1,
+            "temperature": 0.5,
+            "top_k": 4,
+            "top_p": 0.25,
+            "min_p": 0.125,
+            "repetition_penalty": 1.5,
+            "presence_penalty": 0.75,
+            "frequency_penalty": -0.5,
+            "seed": 9,
+            "ignore_eos": True,
+            "stop_token_ids": [8],
+            "logprobs": 6,
+            "prompt_logprobs": 7,
+        }
         core = SamplingParams(**values).to_core(max_tokens=1)
         assert {name: getattr(core, name) for name in values} == values
         assert SamplingParams(logit_bias={5: 1.5}).to_core(1).logit_bias == [(5, 1.5)]

@@ -73,7 +73,11 @@ def test_the_binding_stays_thin() -> None:
 
 
 def test_files_stay_readable() -> None:
-    long = [path.name for path in [*sources(), *(ROOT / "python").rglob("*.py")] if len(path.read_text("utf-8").splitlines()) > 500]
+    long = [
+        path.name
+        for path in [*sources(), *(ROOT / "python").rglob("*.py")]
+        if len(path.read_text("utf-8").splitlines()) > 500
+    ]
     assert not long
 
 

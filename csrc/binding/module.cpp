@@ -104,7 +104,7 @@ void bind_weights(py::module_& m) {
                 lb::StoredTensor(std::move(name), lb::parse_dtype(dtype, "dtype"), std::move(shape), std::move(parts)));
           },
           "name"_a, "dtype"_a, "shape"_a, "segments"_a,
-          "Adds a row-major tensor whose bytes are the segments (path, offset, bytes) in order. Raises "
+          "Adds a row-major tensor: the segments (path, offset, bytes) in order. Raises "
           "CheckpointError.");
 }
 

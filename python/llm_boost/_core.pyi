@@ -35,7 +35,7 @@ class WeightTable:
 
     def __init__(self) -> None: ...
     def add(self, name: str, dtype: str, shape: Sequence[int], segments: Sequence[tuple[str, int, int]]) -> None:
-        """Adds a row-major tensor whose bytes are the segments (path, offset, bytes) in order. Raises CheckpointError."""
+        """Adds a row-major tensor: the segments (path, offset, bytes) in order. Raises CheckpointError."""
 
 class SamplingParams:
     """See llm_boost.SamplingParams."""

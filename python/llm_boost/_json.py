@@ -21,6 +21,8 @@ def read_json_object(path: Path, error: type[LlmBoostError], *, max_bytes: int =
         LlmBoostError: Of the given type, naming the file and the reason.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise error(f"{path}: is not a file")
         size = path.stat().st_size
         if size > max_bytes:
             raise error(f"{path}: has {size} bytes, expected at most {max_bytes}")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llm_boost import _core
-from llm_boost.detokenizer import StreamDetokenizer
 from llm_boost.errors import BackendError
 from llm_boost.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TextPiece, TokenLogprobs
 from llm_boost.sampling_params import SamplingParams
-from llm_boost.tokenizer import Tokenizer
+from llm_boost.text.detokenizer import StreamDetokenizer
+from llm_boost.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -74,7 +74,8 @@ class RunningRequest:
             return None
         if event.finish_reason == "error":
             raise BackendError(
-                "the model gave logits that are not numbers; its weights may be damaged, or need dtype='float32' activations"
+                "the model gave logits that are not numbers; its weights may be damaged, "
+                "or overflow: try activation_dtype='float32'"
             )
         now = time.perf_counter()
         if self._first_token_at is None:

@@ -22,7 +22,7 @@ from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
 from llm_boost.outputs import RequestOutput, TextPiece
 from llm_boost.sampling_params import SamplingParams
-from llm_boost.tokenizer import Tokenizer, load_tokenizer
+from llm_boost.text import Tokenizer, has_tokenizer, load_tokenizer
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -113,6 +113,7 @@ class Model:
             max_num_batched_tokens: Most tokens of a step; longer prompts are computed in chunks.
             enable_prefix_caching: Reuse the cache of prompts that start alike.
             use_tqdm: Show a progress bar when loading takes longer than a second.
+            **unknown: Anything else is an error that names the nearest option.
 
         Raises:
             ConfigError: The model's config or an option cannot be used.
@@ -141,9 +142,15 @@ class Model:
             if value is not None:
                 setattr(options, name, _positive(name, value))
         tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
-        max_positions = config.max_position_embeddings if max_model_len is None else min(max_model_len, config.max_position_embeddings)
+        max_positions = (
+            config.max_position_embeddings
+            if max_model_len is None
+            else min(max_model_len, config.max_position_embeddings)
+        )
         if max_model_len is not None and max_model_len > max_positions:
-            raise ConfigError(f"max_model_len is {max_model_len}, but {directory} was trained for {max_positions} tokens")
+            raise ConfigError(
+                f"max_model_len is {max_model_len}, but {directory} was trained for {max_positions} tokens"
+            )
         with _loading_bar(directory.name, enabled=use_tqdm) as options.on_progress:
             core = _core.LoadedModel(config.to_core(max_positions), read_hugging_face(directory, config), options)
         return Model(core, config, tokenizer)
@@ -177,7 +184,10 @@ class Model:
         prompt_list = _as_prompt_list(prompts)
         params_list = self._params_list(sampling_params, len(prompt_list))
         requests = [self._prepare(prompt, params) for prompt, params in zip(prompt_list, params_list, strict=True)]
-        with _Submission(self._core, requests) as submission, tqdm(total=len(requests), unit="prompt", disable=not use_tqdm) as bar:
+        with (
+            _Submission(self._core, requests) as submission,
+            tqdm(total=len(requests), unit="prompt", disable=not use_tqdm) as bar,
+        ):
             for request, _ in submission.pieces():
                 bar.update(request.finished)
             return submission.results()
@@ -236,7 +246,9 @@ class Model:
         defaults = self.config.generation_defaults
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "min_new_tokens")
         values = {name: defaults[name] for name in names if defaults.get(name) is not None}
-        return SamplingParams(**{"max_new_tokens": _DEFAULT_NEW_TOKENS, "do_sample": defaults.get("do_sample", False), **values})
+        return SamplingParams(
+            **{"max_new_tokens": _DEFAULT_NEW_TOKENS, "do_sample": defaults.get("do_sample", False), **values}
+        )
 
     # -- Steps ----------------------------------------------------------------------------------------------------
 
@@ -253,8 +265,8 @@ class Model:
     ) -> npt.NDArray[np.float32]:
         """Computes one step for a caller who owns scheduling and block tables.
 
-        T tokens of S sequences are computed: one (decode), or a prompt, or a part of it, for each sequence. The caller's
-        blocks are valid until the next `generate` or `stream`, which use the same cache.
+        T tokens of S sequences are computed: one (decode), or a prompt, or a part of it, for each sequence. The
+        caller's blocks are valid until the next `generate` or `stream`, which use the same cache.
 
         Args:
             token_ids: [T] tokens, those of a sequence one after another.
@@ -299,7 +311,9 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -308,13 +322,17 @@ class Model:
             raise RequestError("the model is closed; load it again")
         return self._loaded
 
-    def _params_list(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    def _params_list(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
         if params is None:
             params = self.default_sampling_params()
         if isinstance(params, SamplingParams):
             return [params] * count
         if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
-            raise RequestError(f"sampling_params is a {type(params).__name__}, expected SamplingParams or a list of them")
+            raise RequestError(
+                f"sampling_params is a {type(params).__name__}, expected SamplingParams or a list of them"
+            )
         if len(params) != count:
             raise RequestError(f"sampling_params has {len(params)} elements for {count} prompts")
         return params
@@ -330,7 +348,9 @@ class Model:
         else:
             token_ids = _as_int32("the prompt", cast("Sequence[int]", prompt)).tolist()
         if params.stop and self._tokenizer is None:
-            raise TokenizerError("stop strings need a tokenizer, and the model's directory has none; use stop_token_ids")
+            raise TokenizerError(
+                "stop strings need a tokenizer, and the model's directory has none; use stop_token_ids"
+            )
         return RunningRequest(text, token_ids, params, self._tokenizer)
 
 
@@ -354,7 +374,9 @@ class _Submission:
             self._by_id[self._core.submit(prompt, params, self._queue)] = request
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for request_id, request in self._by_id.items():
             if not request.finished:
                 self._core.cancel(request_id)
@@ -370,18 +392,12 @@ class _Submission:
                     continue
                 if request.finished:
                     unfinished -= 1
-                if piece.finish_reason is not None and not event.finish_reason:
-                    # A stop string ended this sample; the core need not go on, unless other samples do.
-                    if request.finished:
-                        self._core.cancel(event.request)
+                if request.finished and not event.finish_reason:  # by a stop string: the core need not go on
+                    self._core.cancel(event.request)
                 yield request, piece
 
     def results(self) -> list[RequestOutput]:
         return [request.result(str(request_id)) for request_id, request in self._by_id.items()]
-
-
-def has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -389,7 +405,9 @@ def _as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence) and not isinstance(prompts, np.ndarray):
-        raise RequestError(f"prompts is a {type(prompts).__name__}, expected text, token ids, messages, or a list of these")
+        raise RequestError(
+            f"prompts is a {type(prompts).__name__}, expected text, token ids, messages, or a list of these"
+        )
     if len(prompts) == 0:
         return []
     is_one_prompt = isinstance(prompts[0], (int, np.integer, Mapping))

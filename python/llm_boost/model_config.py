@@ -152,21 +152,27 @@ class _Reader:
         if values.get("hidden_act", "silu") != "silu":
             self._problems.append(f"hidden_act is {values['hidden_act']!r}, only 'silu' is supported")
         if values.get("quantization_config"):
-            self._problems.append("quantization_config: quantised checkpoints are not supported; use a float checkpoint")
+            self._problems.append(
+                "quantization_config: quantised checkpoints are not supported; use a float checkpoint"
+            )
         if architecture == "llama" and values.get("mlp_bias"):
             self._problems.append("mlp_bias is true, which is not supported")
         if values.get("use_sliding_window"):
             self._problems.append("use_sliding_window is true: sliding-window attention is not supported")
         layer_types = values.get("layer_types")
         if isinstance(layer_types, list) and set(layer_types) - {"full_attention"}:
-            self._problems.append(f"layer_types has {sorted(set(map(str, layer_types)))}, only 'full_attention' is supported")
+            self._problems.append(
+                f"layer_types has {sorted(set(map(str, layer_types)))}, only 'full_attention' is supported"
+            )
         if values.get("partial_rotary_factor", 1.0) != 1.0:
             self._problems.append("partial_rotary_factor is not 1, which is not supported")
         for key in ("rope_scaling", "rope_parameters"):
             settings = values.get(key)
             kind = settings.get("rope_type", settings.get("type", "default")) if isinstance(settings, dict) else None
             if kind not in (None, "default"):
-                self._problems.append(f"{key} asks for rope type {kind!r:.40}, which is not supported; only 'default' is")
+                self._problems.append(
+                    f"{key} asks for rope type {kind!r:.40}, which is not supported; only 'default' is"
+                )
 
     def _rope_theta(self) -> float:
         parameters = self._values.get("rope_parameters")  # where newer configs keep it

@@ -26,9 +26,9 @@ class SamplingParams:
     """Parameters of one request, under the names that vLLM uses.
 
     The Hugging Face names ``max_new_tokens``, ``min_new_tokens``, ``num_return_sequences``, ``stop_strings`` and
-    ``do_sample`` are accepted too; ``do_sample=False`` means ``temperature=0``. Penalties and filters have the semantics
-    of Hugging Face transformers and are applied in its order: logit_bias, repetition, presence and frequency penalties,
-    min_tokens, temperature, top_k, top_p, min_p.
+    ``do_sample`` are accepted too; ``do_sample=False`` means ``temperature=0``. Penalties and filters have the
+    semantics of Hugging Face transformers and are applied in its order: logit_bias, repetition, presence and frequency
+    penalties, min_tokens, temperature, top_k, top_p, min_p.
 
     Attributes:
         n: Number of independent samples of the prompt.
@@ -220,4 +220,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
 def _logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise RequestError(f"logit_bias is {value!r:.40}, expected a mapping from token id to number")
-    return {_integer("a token id of logit_bias", token): _number(f"logit_bias of {token}", bias) for token, bias in value.items()}
+    return {
+        _integer("a token id of logit_bias", token): _number(f"logit_bias of {token}", bias)
+        for token, bias in value.items()
+    }

@@ -1,4 +1,4 @@
-"""Writes the golden graph texts: ``python tests/golden/make_graph_goldens.py``. Read the difference before committing it."""
+"""Writes the golden graph texts. Read the difference before committing it."""
 
 from __future__ import annotations
 

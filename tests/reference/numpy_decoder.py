@@ -238,9 +238,7 @@ class NumpyDecoder:
             result.margins.append(float(first - second))
         return result
 
-    def tolerance(
-        self, token_ids: Sequence[int], precision: Precision, samples: int = 4, seed: int = 0
-    ) -> Array:
+    def tolerance(self, token_ids: Sequence[int], precision: Precision, samples: int = 4, seed: int = 0) -> Array:
         """How far [T] a correct implementation's logits may be from `logits(token_ids)`, row by row.
 
         It follows that a greedy token is certain where its margin exceeds twice the tolerance of its row.

@@ -27,7 +27,11 @@ _LAYER_PARTS = {
         ("self_attn.k_proj.weight", "kv"),
         ("self_attn.v_proj.weight", "kv"),
     ],
-    "attention.w_qkv.bias": [("self_attn.q_proj.bias", "q"), ("self_attn.k_proj.bias", "kv"), ("self_attn.v_proj.bias", "kv")],
+    "attention.w_qkv.bias": [
+        ("self_attn.q_proj.bias", "q"),
+        ("self_attn.k_proj.bias", "kv"),
+        ("self_attn.v_proj.bias", "kv"),
+    ],
     "attention.wo.weight": [("self_attn.o_proj.weight", "hidden")],
     "attention.wo.bias": [("self_attn.o_proj.bias", "hidden")],
     "ffn_norm.weight": [("post_attention_layernorm.weight", "hidden")],
@@ -75,7 +79,9 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
         return read_safetensors_header(directory / _SINGLE)
     if (directory / _INDEX).is_file():
         return _sharded_tensors(directory)
-    pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(path.name for path in directory.glob("*.pt*"))
+    pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(
+        path.name for path in directory.glob("*.pt*")
+    )
     hint = f"; {pickles[0]} is a pickle, which is never loaded: save the model as safetensors" if pickles else ""
     raise CheckpointError(f"{directory}: has neither {_SINGLE} nor {_INDEX}{hint}")
 
@@ -89,7 +95,9 @@ def _sharded_tensors(directory: Path) -> dict[str, StoredTensor]:
     problems = []
     for shard in sorted({str(name) for name in weight_map.values()}):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: names the file {shard!r}, expected a .safetensors file of the same directory")
+            raise CheckpointError(
+                f"{index}: names the file {shard!r}, expected a .safetensors file of the same directory"
+            )
         if not (directory / shard).is_file():
             problems.append(f"the shard {shard} is missing")
             continue
@@ -102,7 +110,9 @@ def _sharded_tensors(directory: Path) -> dict[str, StoredTensor]:
             if weight_map.get(name) != shard:
                 problems.append(f"{shard} holds '{name}', which the index puts in {weight_map.get(name, 'no file')}")
             tensors[name] = tensor
-    problems += [f"{shard} does not hold '{name}'" for name, shard in weight_map.items() if name not in shards[str(shard)]]
+    problems += [
+        f"{shard} does not hold '{name}'" for name, shard in weight_map.items() if name not in shards[str(shard)]
+    ]
     if problems:
         raise CheckpointError(f"{index}: the index and the shards disagree: " + "; ".join(problems[:20]))
     return tensors

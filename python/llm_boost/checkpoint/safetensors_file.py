@@ -24,7 +24,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """Lists the tensors of a safetensors file without reading their data.
 
     Raises:
-        CheckpointError: The file cannot be read, breaks a rule of the format, or holds a type other than F32, F16, BF16.
+        CheckpointError: The file cannot be read, breaks a rule of the format, or holds a type that is not supported.
     """
     try:
         with path.open("rb") as file:
@@ -64,12 +64,15 @@ def _parse_entry(path: Path, name: str, entry: Any, data_begin: int) -> StoredTe
         raise fail(f"has the shape {shape!r:.100}, expected at most {_MAX_RANK} non-negative integers")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise fail(f"has the data_offsets {offsets!r:.100}, expected [begin, end]")
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    stored_type = entry["dtype"]
+    dtype = _DTYPES.get(stored_type) if isinstance(stored_type, str) else None
     if dtype is None:
-        raise fail(f"has dtype {entry['dtype']!r:.40}, expected one of {', '.join(_DTYPES)}; quantised checkpoints are not supported")
+        known = ", ".join(_DTYPES)
+        raise fail(f"has dtype {stored_type!r:.40}, expected one of {known}; quantised checkpoints are not supported")
     num_bytes = offsets[1] - offsets[0]
-    if byte_size(dtype, tuple(shape)) != num_bytes:
-        raise fail(f"is {entry['dtype']} {shape}, {byte_size(dtype, tuple(shape))} bytes, but its data_offsets span {num_bytes}")
+    expected = byte_size(dtype, tuple(shape))
+    if expected != num_bytes:
+        raise fail(f"is {stored_type} {shape}, {expected} bytes, but its data_offsets span {num_bytes}")
     return StoredTensor(name, dtype, tuple(shape), path, data_begin + offsets[0], num_bytes)
 
 

@@ -40,7 +40,9 @@ class Part:
 WeightMap = Mapping[str, tuple[Part, ...]]
 
 
-def build_weight_table(stored: Mapping[str, StoredTensor], weights: WeightMap, ignored: frozenset[str] = frozenset()) -> _core.WeightTable:
+def build_weight_table(
+    stored: Mapping[str, StoredTensor], weights: WeightMap, ignored: frozenset[str] = frozenset()
+) -> _core.WeightTable:
     """Assembles the canonical weights from stored tensors.
 
     Args:

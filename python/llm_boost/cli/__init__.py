@@ -23,9 +23,13 @@ class _Parser(argparse.ArgumentParser):
     """Names the nearest known option or command in its errors."""
 
     def error(self, message: str) -> None:  # type: ignore[override]  # it does not return, but argparse says otherwise
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if message.startswith("unrecognized") else ""
+        unknown = (
+            message.removeprefix("unrecognized arguments: ").split()[0] if message.startswith("unrecognized") else ""
+        )
         if unknown.startswith("-"):
-            message = unknown_name("option", unknown.split("=")[0], [o for a in self._actions for o in a.option_strings])
+            message = unknown_name(
+                "option", unknown.split("=")[0], [o for a in self._actions for o in a.option_strings]
+            )
         print(f"{self.prog}: {message}\n{self.format_usage().rstrip()}", file=sys.stderr)
         raise SystemExit(_EXIT_BAD_INPUT)
 

@@ -8,7 +8,16 @@ from typing import Any
 from llm_boost.model import Model
 from llm_boost.sampling_params import SamplingParams
 
-_LOADING = ("backend", "dtype", "activation_dtype", "num_threads", "block_size", "num_blocks", "max_model_len", "max_num_seqs")
+_LOADING = (
+    "backend",
+    "dtype",
+    "activation_dtype",
+    "num_threads",
+    "block_size",
+    "num_blocks",
+    "max_model_len",
+    "max_num_seqs",
+)
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 

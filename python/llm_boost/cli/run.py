@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ SUMMARY = "answer a prompt, or chat when none is given"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="a model directory, or the name of a pulled model")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="'-' reads it from standard input; without it, an interactive chat")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help="'-' reads it from standard input; without it, an interactive chat"
+    )
     parser.add_argument("--system", help="system message of the chat")
     parser.add_argument("--raw", action="store_true", help="complete the prompt as it is, without the chat template")
     add_sampling_options(parser)
@@ -67,10 +70,8 @@ def _system(text: str | None) -> list[Message]:
 
 def _chat(model: Model, params: SamplingParams, system: str | None, timing: _Timing, *, use_template: bool) -> None:
     """Reads lines until the end of input. Ctrl-C ends an answer, Ctrl-D the chat."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() line editing and history, where it is installed
-    except ImportError:
-        pass
     print(f"{model.info().backend}. Ctrl-C ends an answer, Ctrl-D the chat.", file=sys.stderr)
     messages = _system(system)
     while True:

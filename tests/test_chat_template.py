@@ -1,0 +1,501 @@
+"""Chat templates: equality with Hugging Face's rendering, hostile templates, and the life of the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_templates import BOMBS, ESCAPES
+
+from llm_boost.errors import ChatTemplateError, RequestError
+from llm_boost.text import _template_worker, chat_template
+from llm_boost.text.chat_template import ChatTemplate, RenderLimits
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDENS = json.loads((GOLDEN / "chat_templates.json").read_text())
+HELLO = [{"role": "user", "content": "Hello"}]
+PARAMETERS = ("add_generation_prompt", "continue_final_message", "tools", "documents")
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[ChatTemplate]:
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, variables=GOLDENS["special_tokens"])
+    yield template
+    template.close()
+
+
+def worker_pid(template: ChatTemplate) -> int:
+    assert template._renderer is not None
+    return template._renderer._process.pid
+
+
+# Equality with Hugging Face
+
+
+def golden_id(case: dict[str, Any]) -> str:
+    return f"{case['template']}-{len(case['messages'])}-{','.join(case['arguments'])}"
+
+
+@pytest.mark.parametrize("case", GOLDENS["cases"], ids=golden_id)
+def test_renders_as_hugging_face_does(chat: ChatTemplate, case: dict[str, Any]) -> None:
+    source = (GOLDEN / "chat_templates" / f"{case['template']}.jinja").read_text()
+    arguments = {name: value for name, value in case["arguments"].items() if name in PARAMETERS}
+    extra = {name: value for name, value in case["arguments"].items() if name not in PARAMETERS}
+    before = json.dumps(case["messages"])
+
+    def render() -> str:
+        return chat.render(case["messages"], **arguments, template_kwargs=extra, chat_template=source)
+
+    if "error" in case:
+        with pytest.raises(ChatTemplateError, match=re.escape(case["error"])):
+            render()
+    else:
+        assert render() == case["text"]
+    assert json.dumps(case["messages"]) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (r"{{ 'a\n\u00e9' }}", "a\né"),
+        ("{{ [1, 'a'] | pprint }}", "[1, 'a']"),
+        ("{{ 'a b c' | wordwrap(3) }}", "a b\nc"),
+        ("{{ '<b>a</b> &lt;' | striptags }}", "a <"),
+        ("{{ lipsum(n=1) | length > 0 }}", "True"),
+        ("{{ ['b', 'a'] | sort | tojson(indent=1) }}", '[\n "a",\n "b"\n]'),
+        ("{{ {'é': '<'} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"é":"<"}'),
+        ("{{ namespace(self=1).self }}{% set ns = namespace({'a': 2}) %}{{ ns.a }}", "12"),
+    ],
+)
+def test_confinement_leaves_jinja_whole(chat: ChatTemplate, source: str, expected: str) -> None:
+    assert chat.render(HELLO, chat_template=source) == expected
+
+
+# Choice of the template, arguments
+
+
+def test_choice_of_template() -> None:
+    sources = {"default": "{#d#}default", "tool_use": "{#t#}tools {{ tools | length }}", "rag": "{#r#}rag"}
+    template = ChatTemplate(sources)
+    assert template.source == sources["default"]
+    assert template.render(HELLO) == "default"
+    assert template.render(HELLO, tools=[{"name": "f"}]) == "tools 1"
+    assert template.render(HELLO, tools=[]) == "tools 0"
+    assert template.render(HELLO, chat_template="rag") == "rag"
+    assert template.render(HELLO, chat_template="{{ messages[0].role }}") == "user"
+    with pytest.raises(RequestError, match=r"unknown template 'ragg'; did you mean 'rag'\?"):
+        template.render(HELLO, chat_template="ragg")
+    template.close()
+
+
+@pytest.mark.parametrize(("templates", "found"), [({}, "neither"), ({"rag": "{{ 1 }}"}, r"\['rag'\]")])
+def test_no_template(templates: dict[str, str], found: str) -> None:
+    template = ChatTemplate(templates)
+    assert template.source is None
+    with pytest.raises(ChatTemplateError, match=f"has no chat template: .* found {found}"):
+        template.render(HELLO)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"messages": []}, "messages: expected at least one message"),
+        ({"messages": ["Hello"]}, r"messages\[0\]: expected a mapping, found str"),
+        ({"messages": [{"role": "user", "content": object()}]}, r"messages\[0\].content: .* found object"),
+        ({"messages": [{"role": "user", "content": b"x"}]}, r"messages\[0\].content: .* found bytes"),
+        (
+            {"messages": [*HELLO, {"content": [{"text": "a\ud800"}]}]},
+            r"\[1\].content\[0\].text: character 1 .*U\+D800",
+        ),
+        ({"messages": [{"\udc00": 1}]}, r"messages\[0\]: key: character 0"),
+        ({"messages": [{1: 2}]}, r"messages\[0\]: key: expected a str, found int"),
+        ({"messages": [{"content": nested(100)}]}, "nested more than 64 deep"),
+        ({"messages": [{"content": 10**5000}]}, "not possible as JSON"),
+        ({"continue_final_message": True}, "needs add_generation_prompt=False"),
+        (
+            {"messages": [{"role": "user"}], "continue_final_message": True, "add_generation_prompt": False},
+            r"messages\[0\].content: expected text",
+        ),
+        ({"template_kwargs": {"messages": 1}}, "template_kwargs: messages cannot be set here"),
+        ({"template_kwargs": {"enable_thinking": 1}}, "would ignore 'enable_thinking': unknown variable"),
+        ({"tools": [{}]}, "would ignore 'tools'"),
+        ({"documents": [{}]}, "would ignore 'documents'"),
+        ({"tools": [{1}]}, r"tools\[0\]: .* found set"),
+    ],
+)
+def test_bad_arguments(chat: ChatTemplate, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        chat.render(arguments.pop("messages", HELLO), **arguments)
+    assert chat.render(HELLO) == "Hello"
+
+
+def test_empty_tools_ignore_nothing(chat: ChatTemplate) -> None:
+    assert chat.render(HELLO, tools=[], documents=[]) == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a\n{% if %}", "line 2: Expected an expression"),
+        ("{{ 1", "line 1: unexpected end of template"),
+        ("a\n\n{{ messages[0].content.x.y }}", "line 3: UndefinedError: 'str object' has no attribute 'x'"),
+        ("{{ 1 | nope }}", "line 1: No filter named 'nope'"),
+        ("{% include 'x' %}", "no loader"),
+        ("\n{{ 1 / 0 }}", "line 2: ZeroDivisionError"),
+        ("{{ raise_exception('Only ' ~ 1 ~ ' message') }}", "chat template: Only 1 message$"),
+        ("{{ raise_exception('x' * 5000) }}", r"x{2000}\.\.\.$"),
+        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}{{ ns }}", "begins with an underscore"),
+        (r"{{ '\ud800' }}", "surrogates not allowed"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+    ],
+)
+def test_errors_of_the_template(chat: ChatTemplate, source: str, message: str) -> None:
+    pid = worker_pid(chat) if chat._renderer else None
+    with pytest.raises(ChatTemplateError, match=message):
+        chat.render(HELLO, chat_template=source)
+    assert pid in (None, worker_pid(chat))  # an ordinary error costs no restart
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content[:3] }}", "{{ messages[0].content[3:] }}"])
+def test_final_message_must_be_shown(chat: ChatTemplate, source: str) -> None:
+    with pytest.raises(ChatTemplateError, match="does not show the end of the final message"):
+        chat.render(HELLO, chat_template=source, add_generation_prompt=False, continue_final_message=True)
+
+
+# Limits
+
+
+def test_limits_of_size() -> None:
+    limits = RenderLimits(template_chars=100, input_bytes=2000, output_chars=50)
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, limits=limits)
+    assert template.render([{"content": "x" * 50}]) == "x" * 50
+    with pytest.raises(ChatTemplateError, match="longer than the limit of 50 characters"):
+        template.render([{"content": "x" * 51}])
+    with pytest.raises(RequestError, match="bytes as JSON, expected at most 2000"):
+        template.render([{"content": "x" * 2000}])
+    with pytest.raises(ChatTemplateError, match="has 101 characters, expected at most 100"):
+        template.render(HELLO, chat_template="{" + "x" * 100)
+    template.close()
+
+
+def test_large_messages_pass(chat: ChatTemplate) -> None:
+    for content in ("\x01é🙂 " * 200_000, "\x01" * 2**20):  # more than the pipes hold, both ways
+        assert chat.render([{"role": "user", "content": content}]) == content
+    limits = RenderLimits(output_chars=2**18)
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, limits=limits)
+    assert template.render([{"content": "\x01" * 2**18}]) == "\x01" * 2**18  # six times as long in a reply
+    template.close()
+
+
+def test_startup_limit() -> None:
+    before = children()
+    template = ChatTemplate({"default": "{{ 1 }}"}, limits=RenderLimits(startup_seconds=0.0))
+    with pytest.raises(ChatTemplateError, match="past its limit of 0 s") as caught:
+        template.render(HELLO)
+    assert children() == before
+    del caught  # until now it held what was started
+
+
+@pytest.fixture(scope="module")
+def confined() -> Iterator[ChatTemplate]:
+    limits = RenderLimits(seconds=0.3, memory_bytes=200 * 2**20, output_chars=10**6)
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, limits=limits)
+    yield template
+    template.close()
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_no_escape(confined: ChatTemplate, tmp_path: Path, source: str) -> None:
+    secret, mark = tmp_path / "secret", tmp_path / "mark"
+    secret.write_text("the secret")
+    source = source.replace("PATH", str(secret)).replace("MARK", str(mark))
+    try:
+        text = confined.render(HELLO, chat_template=source)
+    except ChatTemplateError as error:
+        text = str(error)
+    assert not mark.exists()
+    assert not re.search(r"the secret|<class|<module|<frame|<code|jinja2\.", text)
+    assert confined.render(HELLO) == "Hello"
+
+
+@pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS)
+def test_bombs_end_in_time(confined: ChatTemplate, source: str) -> None:
+    assert confined.render(HELLO) == "Hello"  # the process is ready
+    start = time.monotonic()
+    with pytest.raises(ChatTemplateError) as caught:
+        confined.render(HELLO, chat_template=source)
+    assert time.monotonic() - start < 0.3 + 1.2  # the rest is for reaping it on a busy machine
+    assert len(str(caught.value)) < 3000
+    assert confined.render(HELLO) == "Hello"
+
+
+def test_every_bomb_goes_off_in_its_own_way(confined: ChatTemplate) -> None:
+    def message(bomb: str) -> str:
+        with pytest.raises(ChatTemplateError) as caught:
+            confined.render(HELLO, chat_template=BOMBS[bomb])
+        return str(caught.value)
+
+    assert message("loop") == "the chat template ran past its limit of 0.3 s"
+    assert message("string") == "the chat template needs more memory than its 200 MiB"
+    assert "RecursionError" in message("macro")
+    assert message("output") == "chat template: the text is longer than the limit of 1000000 characters"
+
+
+# The process
+
+
+def run_python(code: str) -> str:
+    """Runs a program in its own interpreter and returns what it prints."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        timeout=30,
+        text=True,
+    ).stdout
+
+
+def wait_for_end(pid: int, seconds: float) -> bool:
+    """Tells whether a process that is no child of this one ends in time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
+
+
+def test_this_process_does_not_even_import_jinja() -> None:
+    code = """
+import sys
+from llm_boost.text.chat_template import ChatTemplate
+template = ChatTemplate({"default": "{{ messages[0].content }}"})
+print(template._renderer, template.render([{"content": "Hello"}]), "jinja2" in sys.modules)
+"""
+    assert run_python(code) == "None Hello False\n"
+
+
+def test_confined_process_can_open_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"""
+import os, runpy, socket
+worker = runpy.run_path({_template_worker.__file__!r})
+worker["_confine"](2**29)
+for attempt in (
+    lambda: open("/etc/passwd"),
+    lambda: open({str(mark)!r}, "w"),
+    lambda: os.pipe(),
+    lambda: socket.socket(),
+    lambda: os.open("/", os.O_RDONLY),
+):
+    try:
+        print("opened", attempt())
+    except OSError:
+        pass
+print("status", os.system("/bin/touch {mark}") != 0)
+"""
+    assert run_python(code) == "status True\n"
+    assert not mark.exists()
+
+
+def test_only_the_time_zone_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def now() -> str:
+        return datetime.now(timezone(timedelta(hours=12))).strftime("%d %b %H")
+
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("TZ", "UTC-12")
+    template = ChatTemplate({"default": "{{ strftime_now('%d %b %H') }}"})
+    hours = [now(), template.render(HELLO), now()]  # an hour may end in between
+    assert hours[1] in (hours[0], hours[2])
+    assert {b"-I", b"-S"} < set(Path(f"/proc/{worker_pid(template)}/cmdline").read_bytes().split(b"\0"))
+    environment = Path(f"/proc/{worker_pid(template)}/environ").read_bytes()
+    assert b"TZ=UTC-12" in environment
+    assert b"secret" not in environment
+    template.close()
+
+
+def test_threads_get_their_own_answers(chat: ChatTemplate) -> None:
+    wrong = []
+
+    def run(name: str) -> None:
+        for i in range(50):
+            content = f"{name} {i} " * (1 + i * 20)
+            if chat.render([{"role": "user", "content": content}]) != content:
+                wrong.append(name)
+
+    threads = [threading.Thread(target=run, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= set((task / "children").read_text().split())
+    return found
+
+
+def test_nothing_is_left_behind() -> None:
+    before = children()
+    template = ChatTemplate(
+        {"default": "{{ messages[0].content }}"}, limits=RenderLimits(seconds=0.2, memory_bytes=2**27)
+    )
+    assert children() == before  # lazily started
+    assert template.render(HELLO) == "Hello"
+    assert len(children() - before) == 1
+    for bomb in ("loop", "string"):
+        with pytest.raises(ChatTemplateError):
+            template.render(HELLO, chat_template=BOMBS[bomb])
+        assert children() == before  # no zombie either
+    assert template.render(HELLO) == "Hello"
+    template.close()
+    template.close()
+    assert children() == before
+    assert template.render(HELLO) == "Hello"
+    del template
+    assert children() == before
+
+
+def test_process_that_died_is_replaced(chat: ChatTemplate) -> None:
+    chat.render(HELLO)
+    pid = worker_pid(chat)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for_end(pid, 5)
+    assert chat.render(HELLO) == "Hello"
+    assert worker_pid(chat) != pid
+
+
+def test_process_that_dies_at_work_is_reported(chat: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat.render(HELLO)
+    pid = worker_pid(chat)
+    os.kill(pid, signal.SIGSTOP)
+    renderer = chat._renderer
+    assert renderer is not None
+    write = renderer._write
+
+    def write_and_kill(data: bytes, deadline: float) -> None:
+        write(data, deadline)
+        os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(renderer, "_write", write_and_kill)
+    with pytest.raises(ChatTemplateError, match="ended unexpectedly, with status -9"):
+        chat.render(HELLO)
+    assert chat.render(HELLO) == "Hello"
+
+
+def test_process_that_does_not_listen_is_given_up() -> None:
+    template = ChatTemplate({"default": "{{ messages[0].content }}"}, limits=RenderLimits(seconds=0.2))
+    template.render(HELLO)
+    os.kill(worker_pid(template), signal.SIGSTOP)
+    with pytest.raises(ChatTemplateError, match="past its limit"):
+        template.render([{"content": "x" * 10**6}])  # more than the pipe holds
+    assert template.render(HELLO) == "Hello"
+    template.close()
+
+
+def test_idle_process_stays() -> None:
+    template = ChatTemplate({"default": "{{ 1 }}"}, limits=RenderLimits(seconds=0.05))
+    template.render(HELLO)
+    assert not wait_for_end(worker_pid(template), 0.05 + _template_worker._GRACE_SECONDS + 0.1)
+    template.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("send(b'{]')", "sent no JSON"),
+        ("send(b'5')", "sent a int, expected an object"),
+        ("os.write(1, b'\\xff' * 4)", "sent 4294967295 bytes, more than any reply has"),
+        ("os.write(1, b'\\0')", "ended unexpectedly, with status 3"),
+        ("send(b'{}'); os.read(0, 99)", "ended unexpectedly, with status 3"),
+    ],
+)
+def test_process_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, message: str) -> None:
+    hijacked = tmp_path / "worker.py"
+    head = "import os\ndef send(data): os.write(1, len(data).to_bytes(4, 'big') + data)\n"
+    hijacked.write_text(f"{head}{code}\nos._exit(3)")
+    monkeypatch.setattr(chat_template, "_WORKER", hijacked)
+    with pytest.raises(ChatTemplateError, match=message):
+        ChatTemplate({"default": "{{ 1 }}"}).render(HELLO)
+
+
+def test_interrupt_is_for_the_caller(chat: ChatTemplate) -> None:
+    chat.render(HELLO)
+    pid = worker_pid(chat)
+    os.kill(pid, signal.SIGINT)
+    assert chat.render(HELLO) == "Hello"
+    assert worker_pid(chat) == pid
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "sys.exit(0)"])
+def test_idle_process_ends_with_its_parent(end: str) -> None:
+    code = f"""
+import os, sys
+from llm_boost.text.chat_template import ChatTemplate
+template = ChatTemplate({{"default": "{{{{ 1 }}}}"}})
+template.render([{{"content": ""}}])
+print(template._renderer._process.pid, flush=True)
+{end}
+"""
+    assert wait_for_end(int(run_python(code)), 5)
+
+
+def test_busy_process_ends_without_its_parent() -> None:
+    code = f"""
+import json, os
+from llm_boost.text.chat_template import ChatTemplate, RenderLimits
+template = ChatTemplate({{"default": "{{{{ 1 }}}}"}}, limits=RenderLimits(seconds=0.1))
+template.render([{{"content": ""}}])
+template._renderer._read = lambda size, deadline: os._exit(0)
+print(template._renderer._process.pid, flush=True)
+template.render([{{"content": ""}}], chat_template={BOMBS["loop"]!r})
+"""
+    assert wait_for_end(int(run_python(code)), 5)
+
+
+def test_fork_gets_its_own_process() -> None:
+    code = """
+import os
+from llm_boost.text.chat_template import ChatTemplate
+template = ChatTemplate({"default": "{{ messages[0].content }}"})
+template.render([{"content": "before"}])
+pid = template._renderer._process.pid
+child = os.fork()
+if child == 0:
+    assert template.render([{"content": "child"}]) == "child"
+    assert template._renderer._process.pid != pid
+    raise SystemExit(0)
+status = os.waitpid(child, 0)[1]
+print(status, template.render([{"content": "parent"}]), template._renderer._process.pid == pid)
+"""
+    assert run_python(code) == "0 parent True\n"
+
+
+def test_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(ChatTemplateError, match="cannot start '/nonexistent/python' to render"):
+        ChatTemplate({"default": "{{ 1 }}"}).render(HELLO)
