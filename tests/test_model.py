@@ -311,14 +311,15 @@ class TestForward:
         with pytest.raises(RequestError, match=message):
             model.forward(**{**self.GOOD, **changes})
 
-    def test_refused_while_requests_are_served(self, model: Model) -> None:
-        stream = model.stream("abc", SamplingParams(max_tokens=400, ignore_eos=True))
+    def test_refused_while_requests_are_served(self, smollm2: Model) -> None:
+        batch = {**self.GOOD, "block_table": [[1, *[-1] * 127], [2, *[-1] * 127]]}
+        stream = smollm2.stream("abc", SamplingParams(max_tokens=1000, ignore_eos=True))
         next(stream)
         with pytest.raises(RequestError, match=r"forward\(\) was called while requests are being served"):
-            model.forward(**self.GOOD)
+            smollm2.forward(**batch)
         stream.close()
-        wait_until_idle(model)
-        model.forward(**self.GOOD)
+        wait_until_idle(smollm2)
+        assert smollm2.forward(**batch).shape == (2, 49152)
 
 
 class TestLoading:

@@ -223,6 +223,10 @@ void bind_model(py::module_& m) {
       .def(
           "cancel", [](LoadedModel& model, lb::RequestId id) { model.loop().cancel(id); }, "request"_a,
           py::call_guard<py::gil_scoped_release>(), "Ends a request; its last events still come.")
+      .def(
+          "cancel_all",
+          [](LoadedModel& model, std::shared_ptr<lb::OutputQueue> queue) { model.loop().cancel_all(std::move(queue)); },
+          "queue"_a, py::call_guard<py::gil_scoped_release>(), "Ends all requests of a queue.")
       .def("forward", &forward, "token_ids"_a, "positions"_a, "slots"_a, "seq_begin"_a, "context_len"_a,
            "block_table"_a, "logit_rows"_a, "Runs one step batch; see llm_boost.Model.forward. Raises RequestError.")
       .def("info", [](const LoadedModel& model) { return to_dict(model.info()); })

@@ -57,28 +57,22 @@ void Engine::add(Request request) {
   scheduler_.add(std::move(sequence));
 }
 
-void Engine::cancel(RequestId id) {
-  scheduler_.for_each([&](Sequence& sequence) {
-    if (sequence.request->id == id) sequence.cancelled = any_cancelled_ = true;
-  });
-}
+void Engine::cancel(RequestId id) { cancelled_.insert(id); }
 
 bool Engine::drop_cancelled(StepOutput& output) {
-  if (!std::exchange(any_cancelled_, false)) return false;
-  std::vector<Sequence*> cancelled;
-  scheduler_.for_each([&](Sequence& sequence) {
-    if (sequence.cancelled) cancelled.push_back(&sequence);
-  });
-  for (Sequence* sequence : cancelled) {
-    for (std::int32_t i = 0; i <= sequence->forks; ++i) {  // samples not split off yet end with it
+  if (cancelled_.empty()) return false;
+  scheduler_.remove_if([&](const Sequence& sequence) {
+    if (!cancelled_.contains(sequence.request->id)) return false;
+    for (std::int32_t i = 0; i <= sequence.forks; ++i) {  // samples not split off yet end with it
       TokenEvent& event = output.events.emplace_back();
-      event.request = sequence->request->id;
-      event.sample = sequence->sample + i;
+      event.request = sequence.request->id;
+      event.sample = sequence.sample + i;
       event.finish = FinishReason::kCancelled;
     }
-    scheduler_.remove(*sequence);
-  }
-  return !cancelled.empty();
+    return true;
+  });
+  cancelled_.clear();
+  return !output.events.empty();
 }
 
 bool Engine::step(StepOutput& output) {
@@ -105,9 +99,7 @@ bool Engine::run_step(StepOutput& output) {
 
 // After a failure nothing is known about the cache: forgets every request and every prefix.
 void Engine::abandon() {
-  std::vector<Sequence*> all;
-  scheduler_.for_each([&](Sequence& sequence) { all.push_back(&sequence); });
-  for (Sequence* sequence : all) scheduler_.remove(*sequence);
+  scheduler_.remove_if([](const Sequence&) { return true; });
   pool_.clear_prefixes();
 }
 

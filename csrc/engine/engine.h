@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "backend/backend.h"
@@ -97,7 +98,7 @@ class Engine {
   StepPlan plan_;
   Batch batch_;
   std::vector<Choice> choices_;
-  bool any_cancelled_ = false;
+  std::unordered_set<RequestId> cancelled_;  // since the last step
   std::int64_t prompt_tokens_ = 0;
   std::int64_t output_tokens_ = 0;
   std::int64_t num_steps_ = 0;

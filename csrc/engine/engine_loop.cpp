@@ -100,6 +100,14 @@ void EngineLoop::cancel(RequestId id) {
   post([this, id] { engine_->cancel(id); });
 }
 
+void EngineLoop::cancel_all(std::shared_ptr<OutputQueue> queue) {
+  post([this, queue = std::move(queue)] {
+    for (const auto& [id, client] : clients_) {
+      if (client.queue == queue) engine_->cancel(id);
+    }
+  });
+}
+
 void EngineLoop::forward(const StepBatch& batch, std::span<float> logits) {
   call([&] { engine_->forward(batch, logits); });
 }

@@ -51,8 +51,9 @@ class EngineLoop {
 
   // Queues a request whose events go to `queue`, and returns its id. Throws RequestError when it cannot be served.
   RequestId submit(std::vector<std::int32_t> prompt, SamplingParams params, std::shared_ptr<OutputQueue> queue);
-  // Ends a request. Its last events still come.
+  // Ends a request, or all requests of a queue. Their last events still come.
   void cancel(RequestId id);
+  void cancel_all(std::shared_ptr<OutputQueue> queue);
   // Runs one batch of the caller's own scheduling; see Engine::forward().
   void forward(const StepBatch& batch, std::span<float> logits);
   EngineStats stats();

@@ -189,11 +189,4 @@ void Scheduler::release_blocks(Sequence& sequence) {
   sequence.last_prefix = kNoPrefix;
 }
 
-void Scheduler::remove(Sequence& sequence) {
-  release_blocks(sequence);
-  const auto same = [&](const std::unique_ptr<Sequence>& other) { return other.get() == &sequence; };
-  std::erase_if(running_, same);
-  std::erase_if(waiting_, same);
-}
-
 }  // namespace lb

@@ -49,7 +49,20 @@ class Scheduler {
   // After the step: counts the chunk's tokens as computed and makes its full blocks findable.
   void complete(const ScheduledChunk& chunk);
   // Frees the blocks of a sequence, running or waiting, and forgets it.
-  void remove(Sequence& sequence);
+  void remove(const Sequence& sequence) {
+    remove_if([&sequence](const Sequence& other) { return &other == &sequence; });
+  }
+  // Likewise for all sequences for which `matches` is true, in one pass.
+  template <class F>
+  void remove_if(F&& matches) {
+    const auto drop = [&](const std::unique_ptr<Sequence>& sequence) {
+      const bool gone = matches(*sequence);
+      if (gone) release_blocks(*sequence);
+      return gone;
+    };
+    std::erase_if(running_, drop);
+    std::erase_if(waiting_, drop);
+  }
 
   bool idle() const { return running_.empty() && waiting_.empty(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
@@ -57,13 +70,6 @@ class Scheduler {
   std::int64_t num_preemptions() const { return num_preemptions_; }
   std::int64_t prefix_queries() const { return prefix_queries_; }  // tokens looked up, tokens found
   std::int64_t prefix_hits() const { return prefix_hits_; }
-
-  // Calls f(sequence) for all sequences, running first.
-  template <class F>
-  void for_each(F&& f) {
-    for (const auto& sequence : running_) f(*sequence);
-    for (const auto& sequence : waiting_) f(*sequence);
-  }
 
  private:
   void schedule_running(StepPlan& plan, bool decoding);

@@ -28,7 +28,6 @@ struct Sequence {
   std::int64_t num_prompt_logprobs = 0;  // prompt tokens whose logprobs have been given
 
   std::int32_t forks = 0;  // further samples to split off once the prompt is computed
-  bool cancelled = false;
   bool was_admitted = false;
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }

@@ -120,6 +120,9 @@ class LoadedModel:
     def cancel(self, request: int) -> None:
         """Ends a request; its last events still come."""
 
+    def cancel_all(self, queue: OutputQueue) -> None:
+        """Ends all requests of a queue."""
+
     def forward(
         self,
         token_ids: npt.NDArray[np.int32],

@@ -19,6 +19,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         "unknown option 'top_pp'; did you mean 'top_p'? Known: top_k, top_p"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    containing = [candidate for candidate in names if len(name) >= 3 and name.lower() in candidate.lower()]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or containing
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}"

@@ -355,7 +355,7 @@ class Model:
 
 
 class _Submission:
-    """Some requests in the core, from submission to the end; leaving its context early cancels them."""
+    """Some requests in the core; leaving its context cancels those that have not finished."""
 
     def __init__(self, core: _core.LoadedModel, requests: Sequence[RunningRequest]) -> None:
         self._core = core
@@ -364,26 +364,18 @@ class _Submission:
         self._by_id: dict[int, RunningRequest] = {}
 
     def __enter__(self) -> _Submission:
-        max_model_len = self._core.info()["max_model_len"]
-        prepared = []
-        for request in self._requests:
-            room = max(max_model_len - len(request.prompt_token_ids), 1)
-            prepared.append((list(request.prompt_token_ids), request.params.to_core(max_tokens=room)))
-            self._core.check(*prepared[-1])
-        for request, (prompt, params) in zip(self._requests, prepared, strict=True):
-            self._by_id[self._core.submit(prompt, params, self._queue)] = request
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for request_id, request in self._by_id.items():
-            if not request.finished:
-                self._core.cancel(request_id)
+        if not all(request.finished for request in self._requests):
+            self._core.cancel_all(self._queue)
 
     def pieces(self) -> Iterator[tuple[RunningRequest, TextPiece]]:
-        """Yields what the requests give, until all have finished."""
-        unfinished = sum(not request.finished for request in self._requests)
+        """Submits all requests, or none, and yields what they give until all have finished."""
+        self._submit()
+        unfinished = len(self._requests)
         while unfinished:
             for event in self._queue.pop(_POLL_MS):
                 request = self._by_id[event.request]
@@ -395,6 +387,16 @@ class _Submission:
                 if request.finished and not event.finish_reason:  # by a stop string: the core need not go on
                     self._core.cancel(event.request)
                 yield request, piece
+
+    def _submit(self) -> None:
+        max_model_len = self._core.info()["max_model_len"]
+        prepared = []
+        for request in self._requests:
+            room = max(max_model_len - len(request.prompt_token_ids), 1)
+            prepared.append((request.prompt_token_ids, request.params.to_core(max_tokens=room)))
+            self._core.check(*prepared[-1])
+        for request, (prompt, params) in zip(self._requests, prepared, strict=True):
+            self._by_id[self._core.submit(prompt, params, self._queue)] = request
 
     def results(self) -> list[RequestOutput]:
         return [request.result(str(request_id)) for request_id, request in self._by_id.items()]

@@ -15,6 +15,7 @@ void bind_kernels(py::module_& m);
 void bind_engine(py::module_& m);
 
 PYBIND11_MODULE(_testing, m) {
+  m.doc() = "Parts of the core that tests drive directly.";
   m.def("usable_threads", &lb::usable_threads, "root"_a);
   m.def("available_memory", &lb::available_memory, "root"_a);
   m.def(

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from llm_boost import __version__
 from llm_boost._suggest import unknown_name
 from llm_boost.cli import convert, info, pull, run
+from llm_boost.cli.options import EXIT_INTERRUPTED
 from llm_boost.errors import InternalError, LlmBoostError
 
 # One module a subcommand: SUMMARY, add_arguments(parser) and main(arguments) -> exit code.
 _COMMANDS = {"pull": pull, "convert": convert, "run": run, "info": info}
 
 _EXIT_BAD_INPUT = 2
-_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

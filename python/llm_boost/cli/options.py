@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments and exit codes that several commands share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from llm_boost.model import Model
 from llm_boost.sampling_params import SamplingParams
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _LOADING = (
     "backend",

@@ -8,7 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 
-from llm_boost.cli.options import add_loading_options, add_sampling_options, load_model, sampling_params
+from llm_boost.cli.options import (
+    EXIT_INTERRUPTED,
+    add_loading_options,
+    add_sampling_options,
+    load_model,
+    sampling_params,
+)
 from llm_boost.model import Message, Model, Prompt
 from llm_boost.sampling_params import SamplingParams
 
@@ -29,13 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(slots=True)
 class _Timing:
-    """Seconds and tokens of all answers so far."""
+    """Seconds and tokens of all answers so far, and whether one was interrupted."""
 
     load_seconds: float
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     new_tokens: int = 0
     decode_seconds: float = 0.0
+    interrupted: bool = False
 
     def report(self) -> str:
         prefill = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
@@ -61,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             _answer(model, prompt, params, timing)
         print(timing.report(), file=sys.stderr)
-    return 0
+    return EXIT_INTERRUPTED if timing.interrupted and prompt is not None else 0
 
 
 def _system(text: str | None) -> list[Message]:
@@ -107,7 +114,7 @@ def _answer(model: Model, prompt: Prompt, params: SamplingParams, timing: _Timin
             print(piece, end="", flush=True)
             text.append(piece.text)
     except KeyboardInterrupt:
-        pass
+        timing.interrupted = True
     if first:
         timing.decode_seconds += time.perf_counter() - first
     print()
