@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llm_boost import Model, SamplingParams, TextPiece, __version__
+from llm_boost import Model, __version__
 from llm_boost.cli import main
 from llm_boost.model import Message
 
@@ -95,13 +95,13 @@ def test_chat_keeps_the_conversation(
     smollm2_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[list[Message]] = []
-    stream = Model.stream
+    encode_prompt = Model.encode_prompt
 
-    def recorded(model: Model, prompt: list[Message], params: SamplingParams) -> Iterator[TextPiece]:
+    def recorded(model: Model, prompt: list[Message]) -> list[int]:
         prompts.append(list(prompt))
-        return stream(model, prompt, params)
+        return encode_prompt(model, prompt)
 
-    monkeypatch.setattr(Model, "stream", recorded)
+    monkeypatch.setattr(Model, "encode_prompt", recorded)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello.\n\nAnd now?\n"))
     assert (
         main(["run", str(smollm2_directory), "--max-tokens", "5", "--temperature", "0", "--system", "Be brief."]) == 0

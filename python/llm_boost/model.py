@@ -337,16 +337,22 @@ class Model:
             raise RequestError(f"sampling_params has {len(params)} elements for {count} prompts")
         return params
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> RunningRequest:
-        text: str | None = None
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The token ids that `generate` computes for a prompt, in whichever form it is given."""
+        return list(self._encode(prompt)[1])
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        """The prompt as text, unless it was given as token ids, and its token ids."""
         if isinstance(prompt, str):
-            text = prompt
-            token_ids = self.tokenizer.encode(prompt)
-        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
+            return prompt, self.tokenizer.encode(prompt)
+        if len(prompt) > 0 and isinstance(prompt[0], Mapping):
             text = self.tokenizer.apply_chat_template(cast("Sequence[Message]", prompt))
-            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-        else:
-            token_ids = _as_int32("the prompt", cast("Sequence[int]", prompt)).tolist()
+            return text, self.tokenizer.encode(text, add_special_tokens=False)
+        token_ids: list[int] = _as_int32("the prompt", cast("Sequence[int]", prompt)).tolist()
+        return None, token_ids
+
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> RunningRequest:
+        text, token_ids = self._encode(prompt)
         if params.stop and self._tokenizer is None:
             raise TokenizerError(
                 "stop strings need a tokenizer, and the model's directory has none; use stop_token_ids"

@@ -99,11 +99,12 @@ def _chat(model: Model, params: SamplingParams, system: str | None, timing: _Tim
 def _answer(model: Model, prompt: Prompt, params: SamplingParams, timing: _Timing) -> str:
     """Streams one answer to standard output and returns it; what came before an interruption counts."""
     text: list[str] = []
+    token_ids = model.encode_prompt(prompt)
     started = time.perf_counter()
     before = model.stats()["prompt_tokens"]
     first = 0.0
     try:
-        for piece in model.stream(prompt, params):
+        for piece in model.stream(token_ids, params):
             now = time.perf_counter()
             if not first:
                 first = now
