@@ -86,6 +86,13 @@ struct Capabilities {
   std::string description;               // "AVX-512 BF16, 2 threads"
 };
 
+// What a user may choose about an accelerator; a backend that runs on the host has no use for it.
+struct DeviceOptions {
+  std::int32_t device_id = 0;
+  std::optional<bool> need_nz;        // weights and cache in NZ format; nothing: as the chip demands
+  std::string communication_backend;  // between devices, "lccl" or "hccl"; "": as the host's topology allows
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -98,7 +105,7 @@ class Backend {
 
 // Creates the backend called `name` ("cpu"); throws BackendError for a name that this build does not have. The pool
 // must outlive the backend and its programs.
-std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool);
+std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
 
 // The names that make_backend() knows in this build.
 std::vector<std::string> backend_names();

@@ -25,4 +25,13 @@ float to_float(F16 x) { return static_cast<float>(std::bit_cast<_Float16>(x)); }
 
 F16 to_f16(float x) { return std::bit_cast<F16>(static_cast<_Float16>(x)); }
 
+float round_to(DType dtype, float x) {
+  switch (dtype) {
+    case DType::kF32: return x;
+    case DType::kF16: return to_float(to_f16(x));
+    case DType::kBF16: return to_float(to_bf16(x));
+  }
+  return x;
+}
+
 }  // namespace lb

@@ -42,4 +42,7 @@ float to_float(F16 x);
 // Round to nearest, ties to even; overflow becomes infinity.
 F16 to_f16(float x);
 
+// `x` as a tensor of this type would hold it.
+float round_to(DType dtype, float x);
+
 }  // namespace lb

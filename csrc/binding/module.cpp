@@ -67,7 +67,12 @@ void bind_config(py::module_& m) {
       .def_readwrite("tie_word_embeddings", &ModelConfig::tie_word_embeddings)
       .def_readwrite("rope_inv_freq", &ModelConfig::rope_inv_freq)
       .def_readwrite("rope_position_scale", &ModelConfig::rope_position_scale)
-      .def_readwrite("rope_amplitude", &ModelConfig::rope_amplitude);
+      .def_readwrite("rope_amplitude", &ModelConfig::rope_amplitude)
+      .def_property(
+          "rope_dtype", [](const ModelConfig& config) { return lb::name(config.rope_dtype); },
+          [](ModelConfig& config, std::string_view dtype) {
+            config.rope_dtype = lb::parse_dtype(dtype, "rope_dtype");
+          });
   m.def("architecture_names", &lb::architecture_names, "Architectures that can be built.");
   m.def(
       "expected_weights",
@@ -199,6 +204,15 @@ void bind_model(py::module_& m) {
       .def_readwrite("max_num_batched_tokens", &EngineOptions::max_num_batched_tokens)
       .def_readwrite("enable_prefix_caching", &EngineOptions::enable_prefix_caching)
       .def_readwrite("time_steps", &EngineOptions::time_steps)
+      .def_property(
+          "device_id", [](const EngineOptions& options) { return options.device.device_id; },
+          [](EngineOptions& options, std::int32_t id) { options.device.device_id = id; })
+      .def_property(
+          "need_nz", [](const EngineOptions& options) { return options.device.need_nz; },
+          [](EngineOptions& options, std::optional<bool> need) { options.device.need_nz = need; })
+      .def_property(
+          "communication_backend", [](const EngineOptions& options) { return options.device.communication_backend; },
+          [](EngineOptions& options, std::string name) { options.device.communication_backend = std::move(name); })
       .def_readwrite("eos_token_ids", &EngineOptions::eos_token_ids)
       .def_readwrite("on_progress", &EngineOptions::on_progress);
   py::class_<LoadedModel>(m, "LoadedModel", "A model that is ready to serve.",

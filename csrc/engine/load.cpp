@@ -80,7 +80,8 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   weights.check(graph);
   pool_ =
       std::make_unique<ThreadPool>(options.num_threads > 0 ? static_cast<int>(options.num_threads) : usable_threads());
-  backend_ = make_backend(options.backend == "auto" ? backend_names().front() : options.backend, *pool_);
+  backend_ =
+      make_backend(options.backend == "auto" ? backend_names().front() : options.backend, *pool_, options.device);
   const Capabilities& capabilities = backend_->capabilities();
   if (options.block_size % capabilities.block_size_multiple != 0) {
     throw ConfigError(cat("block_size is ", options.block_size, ", but this backend (", capabilities.description,

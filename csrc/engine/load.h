@@ -27,6 +27,7 @@ struct EngineOptions {
   std::int64_t max_num_batched_tokens = 512;
   bool enable_prefix_caching = true;
   bool time_steps = false;
+  DeviceOptions device;
   std::vector<std::int32_t> eos_token_ids;
   std::function<void(std::int64_t done, std::int64_t total)> on_progress;  // bytes packed; on the engine's thread
 };

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/dtype.h"
+
 namespace lb {
 
 // A plain record: Python reads a model's own config file, in whatever dialect, and fills this.
@@ -25,6 +27,7 @@ struct ModelConfig {
   std::vector<float> rope_inv_freq;  // [head_dim / 2], radians a position
   float rope_position_scale = 1;     // positions are multiplied by this before they become angles
   float rope_amplitude = 1;          // cos and sin are multiplied by this
+  DType rope_dtype = DType::kF32;    // cos and sin are rounded to this
 };
 
 // Throws ConfigError that lists everything wrong with `config`: extents that are absurd, uneven or contradictory.

@@ -45,8 +45,8 @@ RopeTable rope_table(const ModelConfig& config) {
     const float scaled = static_cast<float>(position) * config.rope_position_scale;
     for (const float frequency : config.rope_inv_freq) {
       const double angle = scaled * frequency;
-      table.cos.push_back(static_cast<float>(std::cos(angle)) * config.rope_amplitude);
-      table.sin.push_back(static_cast<float>(std::sin(angle)) * config.rope_amplitude);
+      table.cos.push_back(round_to(config.rope_dtype, static_cast<float>(std::cos(angle)) * config.rope_amplitude));
+      table.sin.push_back(round_to(config.rope_dtype, static_cast<float>(std::sin(angle)) * config.rope_amplitude));
     }
   }
   return table;

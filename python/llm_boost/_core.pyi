@@ -27,6 +27,7 @@ class ModelConfig:
     rope_inv_freq: list[float]
     rope_position_scale: float
     rope_amplitude: float
+    rope_dtype: str
 
     def __init__(self) -> None: ...
 
@@ -100,6 +101,9 @@ class EngineOptions:
     max_num_batched_tokens: int
     enable_prefix_caching: bool
     time_steps: bool
+    device_id: int
+    need_nz: bool | None
+    communication_backend: str
     eos_token_ids: list[int]
     on_progress: Callable[[int, int], None] | None
 

@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
   options.max_blocks = 32;
   options.num_blocks = 256;
   options.max_sequences = 8;
-  auto backend = make_backend("cpu", pool);
+  auto backend = make_backend("cpu", pool, {});
   Engine engine(backend->compile(
                     graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, options),
                 options, SchedulerLimits{.max_tokens = options.max_tokens, .max_sequences = 8},
