@@ -208,6 +208,16 @@ def test_old_checkpoints_are_updated(tiny_model: Tiny, tmp_path: Path) -> None:
     assert_same(arrays(tmp_path / "old_hf.ckpt"), today)
 
 
+def test_a_head_that_is_not_the_embedding_is_not_lost(tiny_model: Tiny, tmp_path: Path) -> None:
+    source = tiny_model("llama_gqa_tied")
+    tensors = arrays(convert_to_mindspore(source, tmp_path / "x.ckpt", QUIET))
+    tensors["lm_head.weight"] = np.array(tensors["lm_head.weight"])
+    tensors["lm_head.weight"][-1, -1] += 1
+    ckpt = write_ckpt(tmp_path / "y.ckpt", tensors)
+    with pytest.raises(CheckpointError, match=r"'lm_head.weight' is not the embedding, but config.json has tie_word"):
+        convert_to_hugging_face(ckpt, tmp_path / "back", QUIET, config_path=source)
+
+
 class TestTargets:
     """The target appears complete or not at all."""
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llm_boost._json import read_json_object
 from llm_boost._output import check_new_file, check_space, new_directory, new_file, sync
-from llm_boost.checkpoint.files import is_checkpoint_file, open_checkpoint, rank_directories
-from llm_boost.checkpoint.names import HUGGING_FACE, MINDFORMERS
+from llm_boost.checkpoint.assemble import assemble_weights
+from llm_boost.checkpoint.files import Tensors, is_checkpoint_file, open_checkpoint, rank_directories
+from llm_boost.checkpoint.names import EMBEDDING, HEAD, HUGGING_FACE, MINDFORMERS
 from llm_boost.checkpoint.tensors import StoredTensor
 from llm_boost.checkpoint.write import SLICE_BYTES, file_bytes, progress_bar, write_mindspore, write_safetensors
 from llm_boost.convert_weight.plan import fused_tensors, halved_tensors, model_tensors
@@ -35,7 +36,7 @@ _COMPANIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Options:
     """How to convert.
 
@@ -109,6 +110,8 @@ def convert_to_hugging_face(
     directory = _config_directory(source, config_path)
     config = _config(directory, options)
     tensors = model_tensors(ranks, config, str(source), HUGGING_FACE, fused=False, head=False)
+    if config.tie_word_embeddings and HEAD in ranks[0]:
+        _check_tied(ranks, config, str(source))
     with new_directory(target, source=source, force=options.force) as partial:
         _copy_companions(directory, partial, options.dtype)
         check_space(partial, file_bytes(converted(tensors, options.dtype)))
@@ -189,6 +192,19 @@ def _write(file: BinaryIO, tensors: Sequence[StoredTensor], options: Options, na
             write_safetensors(file, outputs, contents, bar, title)
         else:
             write_mindspore(file, outputs, contents, bar, options.slice_bytes)
+
+
+def _check_tied(ranks: Sequence[Tensors], config: ModelConfig, where: str) -> None:
+    """Hugging Face does not store a tied head; one that is not the embedding must not get lost."""
+    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    weights = {weight.name: weight for weight in assemble_weights(ranks, untied, where)}
+    head, embedding = weights[HEAD], weights[EMBEDDING]
+    with ChunkReader() as left, ChunkReader() as right:
+        pairs = zip(left.chunks(head, head.dtype), right.chunks(embedding, embedding.dtype), strict=False)
+        if head.dtype != embedding.dtype or any(mine != other for mine, other in pairs):
+            raise CheckpointError(
+                f"{where}: '{HEAD}' is not the embedding, but config.json has tie_word_embeddings; set that to false"
+            )
 
 
 def _config_directory(source: Path, config_path: Path | None) -> Path:
