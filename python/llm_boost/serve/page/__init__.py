@@ -41,7 +41,7 @@ def chat_page() -> ChatPage:
 
     Example:
         >>> page = chat_page()
-        >>> page.headers["Content-Type"], b"<link rel=\\"stylesheet" in page.body
+        >>> page.headers["Content-Type"], b"style.css" in page.body
         ('text/html; charset=utf-8', False)
     """
     sources: dict[str, list[str]] = {"style": [], "script": []}
