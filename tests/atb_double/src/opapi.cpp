@@ -1,2 +1,0 @@
-// libopapi.so, whose presence alone matters.
-extern "C" __attribute__((visibility("default"))) int atb_double_opapi() { return 0; }
