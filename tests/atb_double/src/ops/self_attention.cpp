@@ -62,6 +62,8 @@ Status check(const Param& param) {
   return atb::NO_ERROR;
 }
 
+std::size_t mask_index(const Param& param) { return is_prefix(param) ? 4 : 3; }
+
 bool has_mask(const Param& param) {
   return param.maskType == Param::MASK_TYPE_NORM || param.maskType == Param::MASK_TYPE_NORM_COMPRESS;
 }
@@ -111,6 +113,27 @@ struct Mask {
   }
 };
 
+// `first_row` is the position of the sequence's first query row: 0, or its cached prefix, a multiple of the tile.
+Bias make_bias(bool triangular, const Mask* mask, bool half, int64_t sequence, int64_t first_row) {
+  constexpr float kSkipped = -std::numeric_limits<float>::infinity();
+  const auto convert = half ? half_kernel_bias : float_kernel_bias;
+  if (mask == nullptr) {  // No mask at all, or the causal one that the kernel makes.
+    return [=](int64_t i, int64_t j) { return triangular && j > first_row + i ? kSkipped : 0.0F; };
+  }
+  if (triangular && mask->size == kTile) {
+    return [=](int64_t i, int64_t j) {
+      const int64_t row = first_row + i;
+      if (j / kTile != row / kTile) {
+        return j > row ? kSkipped : 0.0F;
+      }
+      return convert(mask->at(sequence, row % kTile, j % kTile));
+    };
+  }
+  return [=](int64_t i, int64_t j) {
+    return triangular && j / kTile > i / kTile ? kSkipped : convert(mask->at(sequence, i, j));
+  };
+}
+
 class SelfAttention final : public LeafOp {
  public:
   explicit SelfAttention(const Param& param)
@@ -119,8 +142,6 @@ class SelfAttention final : public LeafOp {
         kv_heads_(param.kvHeadNum == 0 ? param.headNum : param.kvHeadNum) {}
 
  private:
-  std::size_t mask_index() const { return is_prefix(param_) ? 4 : 3; }
-
   Status infer(Descs ins, std::span<TensorDesc> outs) const override;
   Status infer_encoder(Descs ins) const;
   Status infer_prefix(Descs ins) const;
@@ -129,7 +150,6 @@ class SelfAttention final : public LeafOp {
   Status check_prefix_lengths(std::span<const int32_t> q_lens, std::span<const int32_t> kv_lens) const;
   std::string find_garbage(std::span<const Slot> ins, std::span<const int32_t> q_lens,
                            std::span<const int32_t> kv_lens) const;
-  Bias bias(const Mask* mask, bool half, int64_t sequence, int64_t first_row) const;
   Kernel kernel(const TensorDesc& query, std::vector<int32_t> q_lens, std::vector<int32_t> kv_lens) const;
   int64_t head_size(const TensorDesc& query) const {
     return rank(query) == 3 ? dim(query, 2) : dim(query, 1) / param_.headNum;
@@ -188,7 +208,7 @@ Status SelfAttention::infer(Descs ins, std::span<TensorDesc> outs) const {
     return status;
   }
   if (has_mask(param_)) {
-    const TensorDesc& mask = ins[mask_index()];
+    const TensorDesc& mask = ins[mask_index(param_)];
     const bool compressed = param_.maskType == Param::MASK_TYPE_NORM_COMPRESS;
     if (!mask_is_square(mask) || (compressed && (mask_size(mask) != kTile || num_elements(mask) != kTile * kTile))) {
       return refuse(atb::ERROR_INVALID_TENSOR_DIM, "the mask is " + to_string(mask));
@@ -248,47 +268,24 @@ std::string SelfAttention::find_garbage(std::span<const Slot> ins, std::span<con
   return "";
 }
 
-// `first_row` is the position of the sequence's first query row: 0, or its cached prefix, a multiple of the tile.
-Bias SelfAttention::bias(const Mask* mask, bool half, int64_t sequence, int64_t first_row) const {
-  constexpr float kSkipped = -std::numeric_limits<float>::infinity();
-  const auto convert = half ? half_kernel_bias : float_kernel_bias;
-  const bool triangular = param_.isTriuMask == 1;
-  if (mask == nullptr) {  // No mask at all, or the causal one that the kernel makes.
-    return [=](int64_t i, int64_t j) { return triangular && j > first_row + i ? kSkipped : 0.0F; };
-  }
-  if (triangular && mask->size == kTile) {
-    return [=](int64_t i, int64_t j) {
-      const int64_t row = first_row + i;
-      if (j / kTile != row / kTile) {
-        return j > row ? kSkipped : 0.0F;
-      }
-      return convert(mask->at(sequence, row % kTile, j % kTile));
-    };
-  }
-  return [=](int64_t i, int64_t j) {
-    return triangular && j / kTile > i / kTile ? kSkipped : convert(mask->at(sequence, i, j));
-  };
-}
-
 Kernel SelfAttention::kernel(const TensorDesc& query, std::vector<int32_t> q_lens, std::vector<int32_t> kv_lens) const {
   const bool half = query.dtype == ACL_FLOAT16 && param_.kernelType == Param::KERNELTYPE_DEFAULT;
   const AttentionHeads heads{param_.headNum, kv_heads_, head_size(query), param_.qkScale * param_.qScale, half};
-  // The operation may be gone when the kernel runs, so the kernel has a copy of what it needs.
-  const auto self = std::make_shared<const SelfAttention>(param_);
-  return [=](std::span<const View> ins, std::span<const View> outs) {
-    const bool prefix = is_prefix(self->param_);
+  return [=, param = param_](std::span<const View> ins, std::span<const View> outs) {
+    const bool prefix = is_prefix(param);
     const std::vector<float> q = load_all(ins[0]);
     const std::vector<float> k = prefix ? std::vector<float>() : load_all(ins[1]);
     const std::vector<float> v = prefix ? std::vector<float>() : load_all(ins[2]);
     const std::vector<int64_t> tables = prefix ? load_integers(ins[3]) : std::vector<int64_t>();
-    const auto mask = has_mask(self->param_) ? std::make_unique<Mask>(ins[self->mask_index()]) : nullptr;
+    const auto mask = has_mask(param) ? std::make_unique<Mask>(ins[mask_index(param)]) : nullptr;
     const auto q_width = static_cast<std::size_t>(heads.q_heads * heads.head_size);
     const auto kv_width = static_cast<std::size_t>(heads.kv_heads * heads.head_size);
     std::vector<float> out(q.size());
     std::size_t row = 0;
     for (std::size_t s = 0; s < q_lens.size(); ++s) {
       const auto rows = static_cast<std::size_t>(q_lens[s]);
-      const Bias added = self->bias(mask.get(), half, static_cast<int64_t>(s), kv_lens[s] - q_lens[s]);
+      const Bias added =
+          make_bias(param.isTriuMask == 1, mask.get(), half, static_cast<int64_t>(s), kv_lens[s] - q_lens[s]);
       const std::span<const float> queries(q.data() + row * q_width, rows * q_width);
       const std::span<float> results(out.data() + row * q_width, rows * q_width);
       if (prefix) {
