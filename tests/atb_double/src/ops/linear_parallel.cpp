@@ -5,11 +5,11 @@
 namespace atb_double {
 namespace {
 
-using Param = atb::infer::LinearParallelParam;
+using atb::infer::LinearParallelParam;
 
 bool is_power_of_two(int value) { return value > 0 && (value & (value - 1)) == 0; }
 
-Status check(const Param& param) {
+Status check(const LinearParallelParam& param) {
   const auto refused = [](const std::string& why) { return refuse(atb::ERROR_INVALID_PARAM, "LinearParallel", why); };
   if (!opapi_is_there()) {
     return refuse(atb::ERROR_CANN_ERROR, "LinearParallel", "$ASCEND_HOME_PATH/lib64/libopapi.so cannot be loaded");
@@ -20,8 +20,8 @@ Status check(const Param& param) {
   if (param.backend == "lcoc" && (!is_910b() || !is_power_of_two(param.rankSize))) {
     return refused("lcoc needs a 910B and a power of two of ranks");
   }
-  if (param.type != Param::LINEAR_ALL_REDUCE || param.keepIntermediate ||
-      param.quantType != Param::QUANT_TYPE_UNQUANT || param.outDataType != ACL_DT_UNDEFINED) {
+  if (param.type != LinearParallelParam::LINEAR_ALL_REDUCE || param.keepIntermediate ||
+      param.quantType != LinearParallelParam::QUANT_TYPE_UNQUANT || param.outDataType != ACL_DT_UNDEFINED) {
     return refused("the double runs LINEAR_ALL_REDUCE without quantisation");
   }
   return check_ranks("LinearParallel", param);
@@ -35,7 +35,7 @@ std::vector<Column> parallel_columns(bool has_residual) {
 
 class LinearParallel final : public LeafOp {
  public:
-  explicit LinearParallel(const Param& param)
+  explicit LinearParallel(const LinearParallelParam& param)
       : LeafOp("LinearParallelOperation", param.hasResidual ? 3 : 2, 1, parallel_columns(param.hasResidual)),
         ranks_(Ranks::of(param)),
         matmul_{false, param.transWeight} {}

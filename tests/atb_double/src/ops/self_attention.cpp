@@ -11,67 +11,69 @@
 namespace atb_double {
 namespace {
 
-using Param = atb::infer::SelfAttentionParam;
+using atb::infer::SelfAttentionParam;
 
 constexpr int64_t kTile = 128;  // Query rows and positions that a kernel takes at a time; the compressed mask's size.
 
-bool is_prefix(const Param& param) { return param.calcType == Param::PREFIX_ENCODER; }
+bool is_prefix(const SelfAttentionParam& param) { return param.calcType == SelfAttentionParam::PREFIX_ENCODER; }
 
 Status refused(const std::string& why) { return refuse(atb::ERROR_INVALID_PARAM, "SelfAttention", why); }
 
-Status check_prefix(const Param& param) {
-  bool mask_fits = param.maskType == Param::MASK_TYPE_NORM_COMPRESS;
+Status check_prefix(const SelfAttentionParam& param) {
+  bool mask_fits = param.maskType == SelfAttentionParam::MASK_TYPE_NORM_COMPRESS;
 #if ATB_DOUBLE_RELEASE >= 820
-  mask_fits = mask_fits || param.maskType == Param::MASK_TYPE_CAUSAL_MASK;
+  mask_fits = mask_fits || param.maskType == SelfAttentionParam::MASK_TYPE_CAUSAL_MASK;
 #endif
-  if (!is_910b() || param.isTriuMask != 1 || param.kernelType != Param::KERNELTYPE_HIGH_PRECISION || !mask_fits ||
-      param.qScale != 1.0F) {
+  if (!is_910b() || param.isTriuMask != 1 || param.kernelType != SelfAttentionParam::KERNELTYPE_HIGH_PRECISION ||
+      !mask_fits || param.qScale != 1.0F) {
     return refused("PREFIX_ENCODER needs a 910B, isTriuMask 1, HIGH_PRECISION, a compressed or causal mask, qScale 1");
   }
   return atb::NO_ERROR;
 }
 
-Status check(const Param& param) {
+Status check(const SelfAttentionParam& param) {
   if (!all_zero(param.rsv)) {
     return refused("rsv is not zero");
   }
   if (param.headNum <= 0 || param.kvHeadNum < 0 || (param.kvHeadNum > 0 && param.headNum % param.kvHeadNum != 0)) {
     return refused("headNum > 0 and a kvHeadNum that divides it expected");
   }
-  if (param.maskType == Param::MASK_TYPE_UNDEFINED && param.isTriuMask == 1) {
+  if (param.maskType == SelfAttentionParam::MASK_TYPE_UNDEFINED && param.isTriuMask == 1) {
     return refused("isTriuMask 1 needs a mask");
   }
-  if (param.calcType != Param::PA_ENCODER && param.calcType != Param::PREFIX_ENCODER) {
+  if (param.calcType != SelfAttentionParam::PA_ENCODER && param.calcType != SelfAttentionParam::PREFIX_ENCODER) {
     return refused("the double runs PA_ENCODER and PREFIX_ENCODER");
   }
-  if (param.quantType != Param::TYPE_QUANT_UNQUANT || param.outDataType != ACL_DT_UNDEFINED ||
-      param.batchRunStatusEnable || param.clampType != Param::CLAMP_TYPE_UNDEFINED ||
-      param.kvcacheCfg != Param::K_CACHE_V_CACHE || param.scaleType != Param::SCALE_TYPE_TOR ||
-      param.inputLayout != atb::infer::TYPE_BSND || param.mlaVHeadSize != 0 ||
-      param.cacheType != Param::CACHE_TYPE_NORM || param.windowSize != 0 ||
-      param.kernelType > Param::KERNELTYPE_HIGH_PRECISION) {
+  if (param.quantType != SelfAttentionParam::TYPE_QUANT_UNQUANT || param.outDataType != ACL_DT_UNDEFINED ||
+      param.batchRunStatusEnable || param.clampType != SelfAttentionParam::CLAMP_TYPE_UNDEFINED ||
+      param.kvcacheCfg != SelfAttentionParam::K_CACHE_V_CACHE ||
+      param.scaleType != SelfAttentionParam::SCALE_TYPE_TOR || param.inputLayout != atb::infer::TYPE_BSND ||
+      param.mlaVHeadSize != 0 || param.cacheType != SelfAttentionParam::CACHE_TYPE_NORM || param.windowSize != 0 ||
+      param.kernelType > SelfAttentionParam::KERNELTYPE_HIGH_PRECISION) {
     return refused("the double runs plain heads: no quantisation, clamp, bypass, MLA, BNSD, window or batch status");
   }
   if (is_prefix(param)) {
     return check_prefix(param);
   }
-  if (param.maskType != Param::MASK_TYPE_UNDEFINED && param.maskType != Param::MASK_TYPE_NORM &&
-      param.maskType != Param::MASK_TYPE_NORM_COMPRESS) {
+  if (param.maskType != SelfAttentionParam::MASK_TYPE_UNDEFINED &&
+      param.maskType != SelfAttentionParam::MASK_TYPE_NORM &&
+      param.maskType != SelfAttentionParam::MASK_TYPE_NORM_COMPRESS) {
     return refused("the double runs PA_ENCODER with maskType UNDEFINED, NORM and NORM_COMPRESS");
   }
   return atb::NO_ERROR;
 }
 
-std::size_t mask_index(const Param& param) { return is_prefix(param) ? 4 : 3; }
+std::size_t mask_index(const SelfAttentionParam& param) { return is_prefix(param) ? 4 : 3; }
 
-bool has_mask(const Param& param) {
-  return param.maskType == Param::MASK_TYPE_NORM || param.maskType == Param::MASK_TYPE_NORM_COMPRESS;
+bool has_mask(const SelfAttentionParam& param) {
+  return param.maskType == SelfAttentionParam::MASK_TYPE_NORM ||
+         param.maskType == SelfAttentionParam::MASK_TYPE_NORM_COMPRESS;
 }
 
-uint32_t num_ins(const Param& param) { return (is_prefix(param) ? 6 : 4) + (has_mask(param) ? 1 : 0); }
+uint32_t num_ins(const SelfAttentionParam& param) { return (is_prefix(param) ? 6 : 4) + (has_mask(param) ? 1 : 0); }
 
 // PA_ENCODER: q, k, v[, mask], seqLen. PREFIX_ENCODER: q, keyCache, valueCache, blockTables[, mask], seqLen, kvSeqLen.
-std::vector<Column> attention_columns(const Param& param) {
+std::vector<Column> attention_columns(const SelfAttentionParam& param) {
   std::vector<Column> made;
   for (const aclDataType dtype : {ACL_FLOAT16, ACL_BF16}) {
     Column column(3, Cell{dtype});
@@ -136,7 +138,7 @@ Bias make_bias(bool triangular, const Mask* mask, bool half, int64_t sequence, i
 
 class SelfAttention final : public LeafOp {
  public:
-  explicit SelfAttention(const Param& param)
+  explicit SelfAttention(const SelfAttentionParam& param)
       : LeafOp("SelfAttentionOperation", num_ins(param), 1, attention_columns(param)),
         param_(param),
         kv_heads_(param.kvHeadNum == 0 ? param.headNum : param.kvHeadNum) {}
@@ -155,7 +157,7 @@ class SelfAttention final : public LeafOp {
     return rank(query) == 3 ? dim(query, 2) : dim(query, 1) / param_.headNum;
   }
 
-  Param param_;
+  SelfAttentionParam param_;
   int64_t kv_heads_;
 };
 
@@ -209,7 +211,7 @@ Status SelfAttention::infer(Descs ins, std::span<TensorDesc> outs) const {
   }
   if (has_mask(param_)) {
     const TensorDesc& mask = ins[mask_index(param_)];
-    const bool compressed = param_.maskType == Param::MASK_TYPE_NORM_COMPRESS;
+    const bool compressed = param_.maskType == SelfAttentionParam::MASK_TYPE_NORM_COMPRESS;
     if (!mask_is_square(mask) || (compressed && (mask_size(mask) != kTile || num_elements(mask) != kTile * kTile))) {
       return refuse(atb::ERROR_INVALID_TENSOR_DIM, "the mask is " + to_string(mask));
     }
@@ -269,7 +271,7 @@ std::string SelfAttention::find_garbage(std::span<const Slot> ins, std::span<con
 }
 
 Kernel SelfAttention::kernel(const TensorDesc& query, std::vector<int32_t> q_lens, std::vector<int32_t> kv_lens) const {
-  const bool half = query.dtype == ACL_FLOAT16 && param_.kernelType == Param::KERNELTYPE_DEFAULT;
+  const bool half = query.dtype == ACL_FLOAT16 && param_.kernelType == SelfAttentionParam::KERNELTYPE_DEFAULT;
   const AttentionHeads heads{param_.headNum, kv_heads_, head_size(query), param_.qkScale * param_.qScale, half};
   return [=, param = param_](std::span<const View> ins, std::span<const View> outs) {
     const bool prefix = is_prefix(param);
