@@ -1,0 +1,2 @@
+// libopapi.so, whose presence alone matters.
+extern "C" int atb_double_opapi() { return 0; }
