@@ -78,7 +78,7 @@ def _options(run: RunConfig, backend: str) -> dict[str, object]:
     keys = run.model.model_config
     _refuse_several_devices(run)
     name = backend if backend != "auto" else _backend(run)
-    on_cpu = (_core.backend_names()[0] if name == "auto" else name) == "cpu"
+    on_cpu = _is_cpu(name)
     if on_cpu and run.context.device_id:
         raise ConfigError(
             f"{run.where('context.device_id')} is {run.context.device_id}, but the CPU backend has only device 0"
@@ -97,6 +97,19 @@ def _options(run: RunConfig, backend: str) -> dict[str, object]:
     if keys.batch_size is not None:  # a step has room for a token of every sequence
         options["max_num_batched_tokens"] = max(_core.EngineOptions().max_num_batched_tokens, keys.batch_size)
     return {option: value for option, value in options.items() if value is not None}
+
+
+def keys_for_other_backends(run: RunConfig) -> dict[str, str]:
+    """Keys of a run config that the backend it chooses has no use for -> why."""
+    names = ("need_nz", "communication_backend")
+    if not _is_cpu(_backend(run)):
+        return {}
+    given = [_MODEL + name for name in names if getattr(run.model.model_config, name) is not None]
+    return dict.fromkeys(given, "for NPUs; the CPU backend has no use for it")
+
+
+def _is_cpu(backend: str) -> bool:
+    return (_core.backend_names()[0] if backend == "auto" else backend) == "cpu"
 
 
 def _backend(run: RunConfig) -> str:
