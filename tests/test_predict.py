@@ -238,7 +238,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "token ids": ("model: {model_config: {eos_token_id: [1, -2]}}", "eos_token_id is [1, -2], expected a token id or"),
     "finetuning": ("run_mode: finetune", "run_mode is 'finetune', expected 'predict': this is an inference engine"),
     "no checkpoint": ("run_mode: predict", "load_checkpoint is empty; set it, or give --load_checkpoint"),
-    "checkpoint not there": ("load_checkpoint: a.ckpt", "run.yaml:1: load_checkpoint: no file or no directory 'a.ckpt'"),
+    "checkpoint not there": ("load_checkpoint: a.ckpt", "run.yaml:1: load_checkpoint: no file or no directory"),
 }  # fmt: skip
 
 

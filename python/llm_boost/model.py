@@ -20,7 +20,7 @@ from llm_boost.checkpoint import read_checkpoint
 from llm_boost.errors import ConfigError, RequestError, TokenizerError
 from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
-from llm_boost.model_source import ModelSource, source_of_directory
+from llm_boost.model_source import ModelSource, source_of_checkpoint
 from llm_boost.outputs import RequestOutput, TextPiece
 from llm_boost.run_config import RunConfig, load_config
 from llm_boost.run_config.resolve import source_of_run
@@ -452,7 +452,7 @@ def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
 def _find_source(path: str | Path | RunConfig, backend: str) -> ModelSource:
     if not isinstance(path, RunConfig):
         if Path(path).suffix not in (".yaml", ".yml"):
-            return source_of_directory(resolve_model(path))
+            return source_of_checkpoint(resolve_model(path))
         path = load_config(path)
     return source_of_run(path, backend=backend)
 

@@ -29,13 +29,14 @@ class ModelSource:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-def source_of_directory(directory: Path) -> ModelSource:
-    """A Hugging Face model directory.
+def source_of_checkpoint(checkpoint: Path) -> ModelSource:
+    """A model directory, or a file with weights in one.
 
     Raises:
         ConfigError: Its config cannot be used.
         TokenizerError: Its tokenizer's files are malformed.
     """
+    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
     config = ModelConfig.from_directory(directory)
     tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
-    return ModelSource(directory, config, tokenizer, config.longest_context)
+    return ModelSource(checkpoint, config, tokenizer, config.longest_context)

@@ -147,7 +147,7 @@ class _ConfigBuilder:
     def __init__(self, run: RunConfig, checkpoint: Path) -> None:
         self._run = run
         self._keys = run.model.model_config
-        self._file = checkpoint / "config.json"
+        self._file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.json"
         self._problems: list[str] = []
 
     def build(self) -> ModelConfig:
