@@ -91,9 +91,14 @@ EFFECTS: dict[str, Effect] = {
     "multiple_of": Effect(
         {"intermediate_size": None, "multiple_of": 90}, error=(CheckpointError, r"shape \[180, 64\]")
     ),
+    "ffn_dim_multiplier": Effect(  # (1.3 + 0.01) * 8/3 * 64 = 223, rounded up to a multiple of 8
+        {"intermediate_size": None, "multiple_of": 8, "ffn_dim_multiplier": 1.3},
+        error=(CheckpointError, r"shape \[224, 64\]"),
+    ),
     "vocab_size": Effect({"vocab_size": 300}, error=(CheckpointError, r"expected shape \[300, 64\]")),
     "tie_word_embeddings": Effect({"tie_word_embeddings": True}, other_logits),
     "qkv_has_bias": Effect({"qkv_has_bias": True}, error=(CheckpointError, r"q_proj.bias")),
+    "attn_proj_has_bias": Effect({"attn_proj_has_bias": True}, error=(CheckpointError, r"o_proj.bias")),
     "max_position_embedding": Effect({"max_position_embedding": 128}, error=(ConfigError, "trained for 128 tokens")),
     "rms_norm_eps": Effect({"rms_norm_eps": 0.1}, other_logits),
     "theta": Effect({"theta": 500.0}, other_logits),
@@ -126,6 +131,8 @@ EFFECTS: dict[str, Effect] = {
     "max_new_tokens": Effect({"max_new_tokens": 3}, lambda m, _: len(tokens(m)) == 3),
     "min_new_tokens": Effect({"min_new_tokens": 5, "eos_token_id": list(range(250))}, lambda m, _: len(tokens(m)) >= 5),
     "quant_config": Effect({"quant_config": {"bits": 8}}, error=(ConfigError, NOT_EMPTY)),
+    "quantization_config": Effect({"quantization_config": {"bits": 8}}, error=(ConfigError, NOT_EMPTY)),
+    "pet_config": Effect({"pet_config": {"pet_type": "lora"}}, error=(ConfigError, NOT_EMPTY)),
     "moe_config": Effect({"moe_config": {"experts": 8}}, error=(ConfigError, NOT_EMPTY)),
     "parallel_decoding_params": Effect({"parallel_decoding_params": {"la": 1}}, error=(ConfigError, NOT_EMPTY)),
     # Beyond model.model_config.

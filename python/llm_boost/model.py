@@ -451,7 +451,7 @@ def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 def _find_source(path: str | Path | RunConfig, backend: str) -> ModelSource:
     if not isinstance(path, RunConfig):
-        if Path(path).suffix not in (".yaml", ".yml"):
+        if Path(path).suffix not in (".yaml", ".yml") or Path(path).is_dir():
             return source_of_checkpoint(resolve_model(path))
         path = load_config(path)
     return source_of_run(path, backend=backend)

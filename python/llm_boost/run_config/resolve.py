@@ -28,6 +28,7 @@ _SHAPE_KEYS = {
     "vocab_size": ("vocab_size", "vocab_size"),
     "tie_word_embeddings": ("tie_word_embeddings", "tie_word_embeddings"),
     "qkv_has_bias": ("qkv_bias", "attention_bias"),
+    "attn_proj_has_bias": ("output_bias", "attention_bias"),
 }
 _TOKENIZER_KINDS = {"LlamaTokenizer": "tokenizer.model", "Qwen2Tokenizer": "vocab.json"}
 _SAMPLING_KEYS = (
@@ -207,12 +208,11 @@ class _ConfigBuilder:
         hidden, heads = keys.hidden_size or 1, keys.num_heads or 1
         if hidden % heads:
             self._problems.append(f"{self._where('num_heads')} is {heads}, which does not divide hidden_size {hidden}")
-        multiple = keys.multiple_of or 256
         name = keys.boost_model_name or ("Qwen" if keys.qkv_has_bias else "Llama")
         return ModelConfig(
             architecture=_ARCHITECTURES[name],
             hidden_size=hidden,
-            intermediate_size=keys.intermediate_size or -(-(8 * hidden // 3) // multiple) * multiple,
+            intermediate_size=keys.intermediate_size or self._llama_ffn(hidden),
             num_layers=keys.num_layers or 1,
             num_heads=heads,
             num_kv_heads=keys.n_kv_heads or heads,
@@ -222,9 +222,16 @@ class _ConfigBuilder:
             rms_norm_eps=1e-5,
             rope_theta=10000.0,
             qkv_bias=name == "Qwen" if keys.qkv_has_bias is None else keys.qkv_has_bias,
-            output_bias=False,
+            output_bias=keys.attn_proj_has_bias or False,
             tie_word_embeddings=keys.tie_word_embeddings or False,
         )
+
+    def _llama_ffn(self, hidden: int) -> int:
+        """Width of the feed-forward layer where only the rule is given, as MindFormers computes it."""
+        wide, multiple = 4 * hidden, self._keys.multiple_of or 256
+        if self._keys.ffn_dim_multiplier is not None:
+            wide = int((self._keys.ffn_dim_multiplier + 0.01) * wide)
+        return -(-(2 * wide // 3) // multiple) * multiple
 
     def _sampling(self, base: ModelConfig) -> dict[str, Any]:
         defaults = dict(base.generation_defaults)

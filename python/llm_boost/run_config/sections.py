@@ -56,10 +56,14 @@ class ModelConfigSection(Section):
         "Width of the feed-forward layer. A shape key. Absent: 8/3 of hidden_size, rounded up to a multiple of "
         "`multiple_of`, as Llama has it.",
     )
+    ffn_dim_multiplier: float | None = key(
+        number(0, 100, above=True), "See `intermediate_size`: what is rounded is this plus 0.01 times as large."
+    )
     multiple_of: int | None = key(integer(1), "See `intermediate_size`. Absent: 256.")
     vocab_size: int | None = key(integer(1), "Rows of the embedding. A shape key.")
     tie_word_embeddings: bool | None = key(boolean, "The output head is the embedding. A shape key. Absent: False.")
     qkv_has_bias: bool | None = key(boolean, "Queries, keys and values have a bias, as Qwen2's do. A shape key.")
+    attn_proj_has_bias: bool | None = key(boolean, "The attention's output has a bias. A shape key. Absent: False.")
     max_position_embedding: int | None = key(
         integer(1), "Tokens of context that the model was trained for. Absent: seq_length."
     )
@@ -107,15 +111,17 @@ class ModelConfigSection(Section):
     max_new_tokens: int | None = key(integer(1), "Most tokens of the output; goes before max_decode_length.")
     min_new_tokens: int | None = key(integer(0), "No output ends before it has so many tokens.")
     quant_config: None = key(only(None, "quantised checkpoints are not supported"), "Must be empty.")
+    quantization_config: None = key(only(None, "quantised checkpoints are not supported"), "Must be empty.")
+    pet_config: None = key(only(None, "adapters are not supported"), "Must be empty.")
     moe_config: None = key(only(None, "mixtures of experts are not supported"), "Must be empty.")
     parallel_decoding_params: None = key(only(None, "speculative decoding is not supported"), "Must be empty.")
 
     UNUSED: ClassVar[Mapping[str, str]] = unused(
         training="ignore_token_id emb_dropout_prob parallel_optimizer fine_grain_interleave pp_interleave_num "
-        "embedding_init_type init_method_std calculate_per_token_loss",
+        "embedding_init_type init_method_std calculate_per_token_loss return_hidden_states",
         graph="use_flash_attention use_attn_mask_compression use_ring_attention use_rope_slice use_past_shard "
-        "compute_in_2d fused_rms_norm input_sliced_sig rmsnorm_compute_2d",
-        cluster="parallel_config offset",
+        "compute_in_2d fused_rms_norm input_sliced_sig rmsnorm_compute_2d use_eod_attn_mask_compression chunk_prefill",
+        cluster="parallel_config offset pipeline_stage",
         remote="auto_map",
         reader="qkv_concat param_init_type checkpoint_name_or_path",
         precision="layernorm_compute_type softmax_compute_type residual_dtype",
