@@ -68,6 +68,12 @@ class TestKey:
             assert reply.error()["code"] == "invalid_api_key"
         assert reply.headers["www-authenticate"].startswith("Basic" if path == "/" else "Bearer")
 
+    def test_the_page_is_served_under_its_policy(self, guarded: TestServer) -> None:
+        page = guarded.get("/", Authorization=f"Bearer {KEY}")
+        assert page.status == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+
     def test_with_it_everything_does(self, guarded: TestServer) -> None:
         assert guarded.get("/health").status == 200
         basic = base64.b64encode(f"anybody:{KEY}".encode()).decode()
