@@ -24,6 +24,7 @@ from llm_boost.model import Model, ModelInfo
 from llm_boost.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TextPiece
 from llm_boost.run_config import RunConfig, load_config
 from llm_boost.sampling_params import SamplingParams
+from llm_boost.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "BackendError",
@@ -42,6 +43,7 @@ __all__ = [
     "RequestOutput",
     "RunConfig",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPiece",
     "TokenizerError",
     "__version__",
