@@ -13,6 +13,7 @@
 #include "backend/cpu/isa.h"
 #include "base/error.h"
 #include "base/host.h"
+#include "binding/weights.h"
 #include "engine/load.h"
 #include "model/model.h"
 
@@ -22,7 +23,6 @@ using namespace py::literals;
 namespace {
 
 using IntArray = py::array_t<std::int32_t, py::array::c_style>;
-using Segments = std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t>>;
 
 std::span<const std::int32_t> as_span(const IntArray& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
@@ -48,6 +48,18 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+template <std::vector<float> lb::ModelConfig::* kMember>
+FloatArray floats(const lb::ModelConfig& config) {
+  return FloatArray(static_cast<py::ssize_t>((config.*kMember).size()), (config.*kMember).data());
+}
+
+template <std::vector<float> lb::ModelConfig::* kMember>
+void set_floats(lb::ModelConfig& config, const FloatArray& values) {
+  (config.*kMember).assign(values.data(), values.data() + values.size());
+}
+
 void bind_config(py::module_& m) {
   using lb::ModelConfig;
   py::class_<ModelConfig>(m, "ModelConfig", "Shape and numeric settings of a model; see csrc/model/config.h.")
@@ -68,6 +80,8 @@ void bind_config(py::module_& m) {
       .def_readwrite("rope_inv_freq", &ModelConfig::rope_inv_freq)
       .def_readwrite("rope_position_scale", &ModelConfig::rope_position_scale)
       .def_readwrite("rope_amplitude", &ModelConfig::rope_amplitude)
+      .def_property("rope_cos", &floats<&ModelConfig::rope_cos>, &set_floats<&ModelConfig::rope_cos>)
+      .def_property("rope_sin", &floats<&ModelConfig::rope_sin>, &set_floats<&ModelConfig::rope_sin>)
       .def_property(
           "rope_dtype", [](const ModelConfig& config) { return lb::name(config.rope_dtype); },
           [](ModelConfig& config, std::string_view dtype) {
@@ -90,27 +104,6 @@ void bind_config(py::module_& m) {
         return to_string(graph.embed) + to_string(graph.layer) + to_string(graph.head);
       },
       "config"_a, "The model's graphs, one line a node. Raises ConfigError.");
-}
-
-void bind_weights(py::module_& m) {
-  py::class_<lb::WeightTable>(m, "WeightTable", "Where each canonical weight of a model is stored.")
-      .def(py::init<>())
-      .def(
-          "add",
-          [](lb::WeightTable& table, std::string name, std::string_view dtype, std::vector<std::int64_t> shape,
-             const Segments& segments) {
-            std::vector<lb::Segment> parts;
-            std::shared_ptr<const lb::File> file;
-            for (const auto& [path, offset, bytes] : segments) {
-              if (file == nullptr || file->path() != path) file = table.open(path);
-              parts.push_back({file, offset, bytes});
-            }
-            table.add(
-                lb::StoredTensor(std::move(name), lb::parse_dtype(dtype, "dtype"), std::move(shape), std::move(parts)));
-          },
-          "name"_a, "dtype"_a, "shape"_a, "segments"_a,
-          "Adds a row-major tensor: the segments (path, offset, bytes) in order. Raises "
-          "CheckpointError.");
 }
 
 void bind_requests(py::module_& m) {
@@ -261,7 +254,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = LLM_BOOST_VERSION;
   py::register_exception_translator(&translate);
   bind_config(m);
-  bind_weights(m);
+  lb::bind_weights(m);
   bind_requests(m);
   bind_model(m);
   m.def(
