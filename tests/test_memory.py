@@ -15,7 +15,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from llm_boost import _core
-from llm_boost.checkpoint import read_hugging_face
+from llm_boost.checkpoint import read_checkpoint
 from llm_boost.model_config import ModelConfig
 
 def status(key):
@@ -23,7 +23,7 @@ def status(key):
 
 directory = Path(sys.argv[1])
 config = ModelConfig.from_directory(directory)
-table = read_hugging_face(directory, config)
+table = read_checkpoint(directory, config)
 options = _core.EngineOptions()
 options.num_blocks = 4
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far

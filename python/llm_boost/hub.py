@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm_boost._suggest import unknown_name
+from llm_boost.checkpoint import is_checkpoint_file
 from llm_boost.errors import ConfigError, DownloadError
 from llm_boost.gguf_convert import convert_gguf
 from llm_boost.registry import MODELS, WheelModel
@@ -48,21 +49,22 @@ def home_directory() -> Path:
 
 
 def resolve_model(name_or_path: str | Path, *, home: Path | None = None) -> Path:
-    """Returns the directory of a model.
+    """Returns the directory of a model, or its checkpoint where a file is named.
 
     Args:
-        name_or_path: A directory, or the name of a model that has been pulled.
+        name_or_path: A directory, a checkpoint file, or the name of a model that has been pulled.
         home: The cache directory, `home_directory` by default.
 
     Raises:
         ConfigError: There is no such directory, and no such model has been pulled.
     """
     path = Path(name_or_path)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and is_checkpoint_file(path)):
         return path
     if path.is_file():
         raise ConfigError(
-            f"'{path}' is a file, expected a model directory; 'llm-boost convert' makes one of a GGUF file"
+            f"'{path}' is a file, expected a model directory, or a .safetensors or .ckpt file in one; "
+            "'llm-boost convert' makes a directory of a GGUF file"
         )
     name = str(name_or_path)
     try:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from llm_boost import _core
 from llm_boost._request import RunningRequest
 from llm_boost._suggest import unknown_name
-from llm_boost.checkpoint import read_hugging_face
+from llm_boost.checkpoint import read_checkpoint
 from llm_boost.errors import ConfigError, RequestError, TokenizerError
 from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
@@ -100,7 +100,9 @@ class Model:
         """Loads a model.
 
         Args:
-            path: A Hugging Face model directory, or the name of a model that ``llm-boost pull`` has fetched.
+            path: A model directory, or a ``.safetensors`` or ``.ckpt`` file in one, or the name of a model that
+                ``llm-boost pull`` has fetched. The directory holds ``config.json``; the weights may be stored as
+                Hugging Face, MindSpore or MindFormers write them, fused or not.
             backend: "auto" for the best there is, or its name.
             dtype: Type of the weights: "auto" as stored, "bfloat16", "float16" or "float32".
             activation_dtype: Type of matrix product inputs and of the KV cache: "bfloat16", "float32", or "auto" for
@@ -132,7 +134,8 @@ class Model:
         if unknown:
             known = [*values, "backend", "dtype", "activation_dtype", "enable_prefix_caching", "use_tqdm"]
             raise ConfigError(unknown_name("option of from_pretrained", next(iter(unknown)), known))
-        directory = resolve_model(path)
+        source = resolve_model(path)
+        directory = source if source.is_dir() else source.parent
         config = ModelConfig.from_directory(directory)
         options = _core.EngineOptions()
         options.backend, options.dtype, options.activation_dtype = backend, dtype, activation_dtype
@@ -151,8 +154,8 @@ class Model:
             raise ConfigError(
                 f"max_model_len is {max_model_len}, but {directory} was trained for {max_positions} tokens"
             )
-        with _loading_bar(directory.name, enabled=use_tqdm) as options.on_progress:
-            core = _core.LoadedModel(config.to_core(max_positions), read_hugging_face(directory, config), options)
+        with _loading_bar(source.name, enabled=use_tqdm) as options.on_progress:
+            core = _core.LoadedModel(config.to_core(max_positions), read_checkpoint(source, config), options)
         return Model(core, config, tokenizer)
 
     # -- Text -----------------------------------------------------------------------------------------------------

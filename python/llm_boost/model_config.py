@@ -60,6 +60,11 @@ class ModelConfig:
                 config.json are listed in one error.
         """
         path = directory / "config.json"
+        if not path.exists():
+            raise ConfigError(
+                f"{directory}: has no config.json, which describes the model; copy it beside the weights, "
+                "or load them with a run config that describes the model"
+            )
         reader = _Reader(path, read_json_object(path, ConfigError))
         generation_path = directory / "generation_config.json"
         generation = read_json_object(generation_path, ConfigError) if generation_path.is_file() else {}

@@ -1,8 +1,9 @@
-"""Reading weights: from the files of a model directory to the table that the core loads from."""
+"""Reading weights: from the files of a checkpoint to the table that the core loads from."""
 
 from __future__ import annotations
 
-from llm_boost.checkpoint.hugging_face import read_hugging_face
-from llm_boost.checkpoint.tensors import StoredTensor, WeightMap, build_weight_table
+from llm_boost.checkpoint.assemble import read_checkpoint
+from llm_boost.checkpoint.files import is_checkpoint_file, open_checkpoint
+from llm_boost.checkpoint.tensors import StoredTensor
 
-__all__ = ["StoredTensor", "WeightMap", "build_weight_table", "read_hugging_face"]
+__all__ = ["StoredTensor", "is_checkpoint_file", "open_checkpoint", "read_checkpoint"]

@@ -12,12 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from llm_boost._json import parse_json_object
-from llm_boost.checkpoint.tensors import StoredTensor, byte_size
+from llm_boost.checkpoint.tensors import MAX_RANK, Segment, StoredTensor, byte_size
 from llm_boost.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
-_MAX_RANK = 8
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
+}
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
@@ -60,20 +73,21 @@ def _parse_entry(path: Path, name: str, entry: Any, data_begin: int) -> StoredTe
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise fail("is not described by exactly dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _is_list_of_sizes(shape) or len(shape) > _MAX_RANK:
-        raise fail(f"has the shape {shape!r:.100}, expected at most {_MAX_RANK} non-negative integers")
+    if not _is_list_of_sizes(shape) or len(shape) > MAX_RANK:
+        raise fail(f"has the shape {shape!r:.100}, expected at most {MAX_RANK} non-negative integers")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise fail(f"has the data_offsets {offsets!r:.100}, expected [begin, end]")
     stored_type = entry["dtype"]
-    dtype = _DTYPES.get(stored_type) if isinstance(stored_type, str) else None
+    dtype = DTYPES.get(stored_type) if isinstance(stored_type, str) else None
     if dtype is None:
-        known = ", ".join(_DTYPES)
+        known = ", ".join(DTYPES)
         raise fail(f"has dtype {stored_type!r:.40}, expected one of {known}; quantised checkpoints are not supported")
     num_bytes = offsets[1] - offsets[0]
     expected = byte_size(dtype, tuple(shape))
     if expected != num_bytes:
         raise fail(f"is {stored_type} {shape}, {expected} bytes, but its data_offsets span {num_bytes}")
-    return StoredTensor(name, dtype, tuple(shape), path, data_begin + offsets[0], num_bytes)
+    segment = Segment(str(path), data_begin + offsets[0], num_bytes)
+    return StoredTensor(name, dtype, tuple(shape), path, (segment,))
 
 
 def _is_list_of_sizes(value: Any) -> bool:
@@ -82,11 +96,11 @@ def _is_list_of_sizes(value: Any) -> bool:
 
 def _check_cover(path: Path, tensors: list[StoredTensor], data_begin: int, file_bytes: int) -> None:
     end = data_begin
-    for tensor in sorted(tensors, key=lambda t: (t.offset, t.num_bytes)):
-        if tensor.offset != end:
-            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
-            raise CheckpointError(f"{path}: '{tensor.name}' at data offset {tensor.offset - data_begin} {what}")
-        end += tensor.num_bytes
+    for (_, offset, num_bytes), name in sorted((tensor.segments[0], tensor.name) for tensor in tensors):
+        if offset != end:
+            what = "overlaps the tensor before it" if offset < end else "leaves a hole before it"
+            raise CheckpointError(f"{path}: '{name}' at data offset {offset - data_begin} {what}")
+        end += num_bytes
     if end != file_bytes:
         raise CheckpointError(
             f"{path}: its tensors end at byte {end}, the file at {file_bytes}; it is truncated or has data appended"

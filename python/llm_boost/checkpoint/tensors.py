@@ -1,89 +1,103 @@
-"""Stored tensors, and their assembly into the core's weight table."""
+"""Stored tensors: where the bytes of a tensor lie, and tensors made of others without touching those bytes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
-from llm_boost import _core
-from llm_boost.errors import CheckpointError
+# The types that weights may have, and the others that checkpoints hold: counters, optimizer state.
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+DTYPE_BYTES: Mapping[str, int] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float64": 8,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+}
+MAX_RANK = 8
 
-DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+class Segment(NamedTuple):
+    """Bytes of a file."""
+
+    path: str
+    offset: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where the bytes of one tensor lie: row-major, little-endian, in one piece of a file."""
+    """A row-major, little-endian tensor: its bytes are those of the segments, one after another.
+
+    Attributes:
+        dtype: A key of `DTYPE_BYTES`.
+        path: The file that messages name.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     path: Path
-    offset: int
-    num_bytes: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the elements."""
+        return byte_size(self.dtype, self.shape)
 
     def __str__(self) -> str:
         return f"{self.path.name}: '{self.name}' {self.dtype} {list(self.shape)}"
 
+    def row_range(self, name: str, begin: int, end: int) -> StoredTensor:
+        """Rows [begin, end) as a tensor of their own."""
+        row_bytes = byte_size(self.dtype, self.shape[1:])
+        segments = tuple(self._cut(begin * row_bytes, end * row_bytes))
+        return StoredTensor(name, self.dtype, (end - begin, *self.shape[1:]), self.path, segments)
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stored tensor that is a run of rows of a canonical weight."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-# Canonical weight name -> the stored parts whose rows it consists of, in order.
-WeightMap = Mapping[str, tuple[Part, ...]]
-
-
-def build_weight_table(
-    stored: Mapping[str, StoredTensor], weights: WeightMap, ignored: frozenset[str] = frozenset()
-) -> _core.WeightTable:
-    """Assembles the canonical weights from stored tensors.
-
-    Args:
-        stored: All tensors of the checkpoint, by their stored names.
-        weights: The parts that each canonical weight is made of.
-        ignored: Stored names that are known and not needed.
-
-    Raises:
-        CheckpointError: One error that lists all missing, surplus and misshapen tensors.
-    """
-    parts = [part for group in weights.values() for part in group]
-    problems = [problem for part in parts if (problem := _part_problem(part, stored.get(part.name)))]
-    surplus = stored.keys() - {part.name for part in parts} - ignored
-    problems += [f"surplus {stored[name]}" for name in sorted(surplus)]
-    for name, group in weights.items():
-        dtypes = {stored[part.name].dtype for part in group if part.name in stored}
-        if len(dtypes) > 1:
-            problems.append(f"the parts of '{name}' have different types: {', '.join(sorted(dtypes))}")
-    if problems:
-        raise CheckpointError(_report(problems))
-    table = _core.WeightTable()
-    for name, group in weights.items():
-        tensors = [stored[part.name] for part in group]
-        shape = [sum(part.shape[0] for part in group), *group[0].shape[1:]]
-        table.add(name, tensors[0].dtype, shape, [(str(t.path), t.offset, t.num_bytes) for t in tensors])
-    return table
+    def _cut(self, begin: int, end: int) -> Iterator[Segment]:
+        position = 0
+        for path, offset, num_bytes in self.segments:
+            first, last = max(begin - position, 0), min(end - position, num_bytes)
+            if first < last:
+                yield Segment(path, offset + first, last - first)
+            position += num_bytes
 
 
-def _part_problem(part: Part, tensor: StoredTensor | None) -> str | None:
-    if tensor is None:
-        return f"missing '{part.name}' {list(part.shape)}"
-    if tensor.shape != part.shape:
-        return f"{tensor}, expected shape {list(part.shape)}"
-    return None
-
-
-def _report(problems: list[str], limit: int = 40) -> str:
-    shown = problems[:limit] + ([f"and {len(problems) - limit} more"] if len(problems) > limit else [])
-    return "the checkpoint does not fit the model's config.json:\n  " + "\n  ".join(shown)
-
-
-def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
+def byte_size(dtype: str, shape: Sequence[int]) -> int:
     """Bytes that a tensor of this type and shape takes."""
     return DTYPE_BYTES[dtype] * math.prod(shape)
+
+
+def join_rows(name: str, tensors: Sequence[StoredTensor]) -> StoredTensor:
+    """The rows of all `tensors`, which have one type and row size, below one another."""
+    first = tensors[0]
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    segments = tuple(segment for tensor in tensors for segment in tensor.segments)
+    return StoredTensor(name, first.dtype, (rows, *first.shape[1:]), first.path, segments)
+
+
+def join_columns(name: str, tensors: Sequence[StoredTensor]) -> StoredTensor:
+    """The matrices `tensors`, which have one type and row count, beside one another: a segment a row and matrix."""
+    first = tensors[0]
+    rows = range(first.shape[0])
+    segments = [s for row in rows for tensor in tensors for s in tensor.row_range(name, row, row + 1).segments]
+    columns = sum(tensor.shape[1] for tensor in tensors)
+    return StoredTensor(name, first.dtype, (first.shape[0], columns), first.path, tuple(segments))
+
+
+def split_rows(tensor: StoredTensor, names: Sequence[str], rows: Sequence[int]) -> list[StoredTensor]:
+    """Undoes `join_rows`: `rows[i]` rows of `tensor` under each `names[i]`."""
+    ends = list(accumulate(rows))
+    return [tensor.row_range(name, end - count, end) for name, count, end in zip(names, rows, ends, strict=True)]

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from llm_boost import _core
-from llm_boost.checkpoint import read_hugging_face
+from llm_boost.checkpoint import read_checkpoint
 from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
 
@@ -17,17 +17,18 @@ SUMMARY = "show what a model is and what it needs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a model directory, or the name of a pulled model")
+    parser.add_argument("model", metavar="MODEL", help="a model directory or checkpoint, or the name of a pulled model")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--graph", action="store_true", help="print the layer graphs, one line a node")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Checks that the checkpoint fits the config, and prints."""
-    directory = resolve_model(arguments.model)
+    source = resolve_model(arguments.model)
+    directory = source if source.is_dir() else source.parent
     config = ModelConfig.from_directory(directory)
     core = config.to_core(max_positions=1)
-    read_hugging_face(directory, config)
+    read_checkpoint(source, config)
     if arguments.graph:
         print(_core.graph_text(core), end="")
         return 0

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 
-from llm_boost.errors import CheckpointError
+from llm_boost._output import new_directory
 from llm_boost.gguf_convert.config import hf_config, read_dims
 from llm_boost.gguf_convert.reader import read_gguf
 from llm_boost.gguf_convert.tokenizer import build_tokenizer, read_vocabulary, tokenizer_config
@@ -37,21 +34,8 @@ def convert_gguf(source: Path, target: Path, *, force: bool = False, progress: b
         >>> convert_gguf(Path("smollm2.gguf"), Path("smollm2"))  # doctest: +SKIP
         PosixPath('smollm2')
     """
-    _check_target(source, target, force=force)
-    suffix = uuid.uuid4().hex[:8]  # a process id would repeat from one container to the next
-    partial = target.with_name(f"{target.name}.partial-{suffix}")
-    replaced = target.with_name(f"{target.name}.replaced-{suffix}")
-    try:
-        partial.mkdir(parents=True)
+    with new_directory(target, source=source, force=force) as partial:
         _convert(source, partial, progress=progress)
-        if force and target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -77,18 +61,6 @@ def _convert(source: Path, directory: Path, *, progress: bool) -> None:
         _write(directory / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     _write(directory / "tokenizer.json", build_tokenizer(gguf, vocabulary).to_str(pretty=True))
     write_safetensors(gguf, weights, directory / "model.safetensors", progress=progress)
-
-
-def _check_target(source: Path, target: Path, *, force: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not force:
-        raise CheckpointError(f"{target}: exists already; choose another name, or force to replace it")
-    # Force is for the outcome of an earlier conversion, not for whatever has that name.
-    if target.is_symlink() or not (target / "config.json").is_file():
-        raise CheckpointError(f"{target}: is not a model directory, and so not replaced; choose another name")
-    if source.resolve().is_relative_to(target.resolve()):
-        raise CheckpointError(f"{source}: lies in '{target}', which would be replaced; choose another name")
 
 
 def _write(path: Path, text: str) -> None:

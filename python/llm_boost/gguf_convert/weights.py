@@ -7,19 +7,18 @@ most of the order of the quantisation they have been through.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from llm_boost._output import sync
+from llm_boost.checkpoint import write
+from llm_boost.checkpoint.write import OutputTensor, progress_bar
 from llm_boost.errors import CheckpointError
 from llm_boost.gguf_convert.config import ROPE_FACTORS, Dims
 from llm_boost.gguf_convert.reader import GgufFile
@@ -98,24 +97,11 @@ def write_safetensors(gguf: GgufFile, weights: list[Weight], path: Path, *, prog
         CheckpointError: A tensor is damaged.
         OSError: `path` cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for weight in weights:
-        begin, end = end, end + prod(weight.shape) * 2
-        header[weight.target] = {"dtype": "BF16", "shape": weight.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors are to be aligned to 8 bytes
-    # None shows the bar where stderr is a terminal.
-    bar = tqdm(total=end, desc="convert", unit="B", unit_scale=True, disable=None if progress else True)
-    with path.open("wb") as file, bar:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for weight in weights:
-            for chunk in _bf16_chunks(gguf, weight):
-                file.write(chunk)
-                bar.update(len(chunk))
-        # The directory gets its name next; even after a power failure it must not have it without contents.
-        file.flush()
-        os.fsync(file.fileno())
+    outputs = [OutputTensor(weight.target, "bfloat16", weight.shape) for weight in weights]
+    chunks = (_bf16_chunks(gguf, weight) for weight in weights)
+    with path.open("wb") as file, progress_bar(outputs, enabled=progress) as bar:
+        write.write_safetensors(file, outputs, chunks, bar)
+        sync(file)
 
 
 def _expected_weights(gguf: GgufFile, dims: Dims) -> Iterator[Weight]:

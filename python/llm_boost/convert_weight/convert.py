@@ -1,0 +1,215 @@
+"""The conversions between Hugging Face, MindSpore and MindFormers checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llm_boost._json import read_json_object
+from llm_boost._output import check_new_file, check_space, new_directory, new_file, sync
+from llm_boost.checkpoint.files import is_checkpoint_file, open_checkpoint, rank_directories
+from llm_boost.checkpoint.names import HUGGING_FACE, MINDFORMERS
+from llm_boost.checkpoint.tensors import StoredTensor
+from llm_boost.checkpoint.write import SLICE_BYTES, file_bytes, progress_bar, write_mindspore, write_safetensors
+from llm_boost.convert_weight.plan import fused_tensors, halved_tensors, model_tensors
+from llm_boost.convert_weight.stream import ChunkReader, converted
+from llm_boost.errors import CheckpointError, ConfigError
+from llm_boost.model_config import ModelConfig
+
+# What a model directory consists of besides the weights.
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to convert.
+
+    Attributes:
+        dtype: "float32", "float16" or "bfloat16" for all weights; None leaves each as it is stored.
+        architecture: "llama" or "qwen2", which the model must be; None for either.
+        force: Whether an existing target is replaced.
+        progress: Whether a bar is shown where stderr is a terminal.
+        slice_bytes: Larger tensors are cut into values of this size in ``.ckpt`` files, as MindSpore does.
+    """
+
+    dtype: str | None = None
+    architecture: str | None = None
+    force: bool = False
+    progress: bool = True
+    slice_bytes: int = SLICE_BYTES
+
+
+def convert_to_mindspore(
+    source: Path, target: Path, options: Options | None = None, *, fused: bool = False, config_path: Path | None = None
+) -> Path:
+    """Converts a model to a MindSpore checkpoint.
+
+    Args:
+        source: A Hugging Face directory, or any other checkpoint that `read_checkpoint` takes.
+        target: The file to make, a safetensors file if its name ends so. ``.ckpt`` is added unless it ends in ``ckpt``.
+        options: How to convert.
+        fused: Whether q, k, v and gate, up are joined, as llm_boost wants them.
+        config_path: Where config.json is, if not beside the weights.
+
+    Returns:
+        The file that was made.
+
+    Raises:
+        CheckpointError: The source is damaged, or the target exists or cannot be written.
+        ConfigError: The model's config cannot be used.
+
+    Example:
+        >>> convert_to_mindspore(Path("llama-2-7b"), Path("llama2_7b.ckpt"))  # doctest: +SKIP
+        PosixPath('llama2_7b.ckpt')
+    """
+    options = options or Options()
+    target = checkpoint_name(target)
+    check_new_file(target, force=options.force)
+    ranks = open_checkpoint(source)
+    config = _config(_config_directory(source, config_path), options)
+    tensors = model_tensors(ranks, config, str(source), MINDFORMERS, fused=fused, head=True)
+    return _write_file(tensors, target, options)
+
+
+def convert_to_hugging_face(
+    source: Path, target: Path, options: Options | None = None, *, config_path: Path | None = None
+) -> Path:
+    """Converts a checkpoint to a Hugging Face model directory: the way back.
+
+    Args:
+        source: A ``.ckpt`` or safetensors file, or a directory; fused or not, of one rank or several.
+        target: The directory to make. It gets the weights, config.json and the tokenizer's files.
+        options: How to convert.
+        config_path: config.json or a directory that has it, if there is none beside the weights.
+
+    Returns:
+        `target`.
+
+    Raises:
+        CheckpointError: The source is damaged, or the target exists or cannot be written.
+        ConfigError: The model's config is missing or cannot be used.
+    """
+    options = options or Options()
+    ranks = open_checkpoint(source)
+    directory = _config_directory(source, config_path)
+    config = _config(directory, options)
+    tensors = model_tensors(ranks, config, str(source), HUGGING_FACE, fused=False, head=False)
+    with new_directory(target, source=source, force=options.force) as partial:
+        _copy_companions(directory, partial, options.dtype)
+        check_space(partial, file_bytes(converted(tensors, options.dtype)))
+        with (partial / "model.safetensors").open("wb") as file:
+            _write(file, tensors, options, ".safetensors", title="pt")
+            sync(file)
+    return target
+
+
+def fuse_checkpoint(source: Path, target: Path, options: Options | None = None) -> Path:
+    """Joins wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden; all other tensors are copied.
+
+    Args:
+        source: A MindFormers checkpoint; or a directory of ``rank_0``, ``rank_1``, ..., each of which is fused alone.
+        target: The file to make; or the directory, which becomes like `source`.
+        options: How to convert.
+
+    Returns:
+        What was made.
+
+    Raises:
+        CheckpointError: The source is damaged or cannot be fused, or the target exists or cannot be written.
+    """
+    options = options or Options()
+    ranks = rank_directories(source) if source.is_dir() else []
+    if not ranks:
+        target = checkpoint_name(target)
+        check_new_file(target, force=options.force)
+        (stored,) = open_checkpoint(source)
+        return _write_file(fused_tensors(stored, str(source)), target, options)
+    targets = [target / rank.name / f"checkpoint_{number}.ckpt" for number, rank in enumerate(ranks)]
+    for path in targets:
+        check_new_file(path, force=options.force)
+    for rank, path in zip(ranks, targets, strict=True):
+        (stored,) = open_checkpoint(rank)
+        _write_file(fused_tensors(stored, str(rank)), path, options)
+    return target
+
+
+def update_checkpoint(source: Path, target: Path, config: ModelConfig, options: Options | None = None) -> Path:
+    """Puts the rows of wq and wk of an old MindFormers checkpoint into the order that Hugging Face has.
+
+    Raises:
+        CheckpointError: The source is damaged or does not fit, or the target exists or cannot be written.
+    """
+    options = options or Options()
+    target = checkpoint_name(target)
+    check_new_file(target, force=options.force)
+    (stored,) = open_checkpoint(source)
+    return _write_file(halved_tensors(stored, config, str(source)), target, options)
+
+
+def checkpoint_name(target: Path) -> Path:
+    """`target` with an extension that tells the format, as MindSpore adds it.
+
+    Example:
+        >>> checkpoint_name(Path("out/llama2")).name, checkpoint_name(Path("x.safetensors")).name
+        ('llama2.ckpt', 'x.safetensors')
+    """
+    return target if is_checkpoint_file(target) else target.with_name(target.name + ".ckpt")
+
+
+def _write_file(tensors: Sequence[StoredTensor], target: Path, options: Options) -> Path:
+    if any(target.exists() and Path(s.path).samefile(target) for t in tensors for s in t.segments[:1]):
+        raise CheckpointError(f"{target}: is what is converted; choose another name")
+    num_bytes = file_bytes(converted(tensors, options.dtype))
+    with new_file(target, num_bytes=num_bytes, force=options.force) as file:
+        _write(file, tensors, options, target.name, title="ms")
+    return target
+
+
+def _write(file: BinaryIO, tensors: Sequence[StoredTensor], options: Options, name: str, title: str) -> None:
+    outputs = converted(tensors, options.dtype)
+    with ChunkReader() as reader, progress_bar(outputs, enabled=options.progress) as bar:
+        pairs = zip(tensors, outputs, strict=True)
+        contents = (reader.chunks(tensor, output.dtype) for tensor, output in pairs)
+        if name.endswith(".safetensors"):
+            write_safetensors(file, outputs, contents, bar, title)
+        else:
+            write_mindspore(file, outputs, contents, bar, options.slice_bytes)
+
+
+def _config_directory(source: Path, config_path: Path | None) -> Path:
+    if config_path is None:
+        return source if source.is_dir() else source.parent
+    return config_path.parent if config_path.name == "config.json" else config_path
+
+
+def _config(directory: Path, options: Options) -> ModelConfig:
+    config = ModelConfig.from_directory(directory)
+    if options.architecture not in (None, config.architecture):
+        raise ConfigError(f"{directory}: is a {config.architecture} model, but --model is {options.architecture}")
+    return config
+
+
+def _copy_companions(source: Path, target: Path, dtype: str | None) -> None:
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if dtype is not None:
+        path = target / "config.json"
+        config: dict[str, Any] = read_json_object(path, ConfigError)
+        key = "dtype" if "dtype" in config else "torch_dtype"  # newer versions of transformers, and older ones
+        path.write_text(json.dumps(config | {key: dtype}, indent=2) + "\n", encoding="utf-8")
