@@ -14,7 +14,7 @@
 #include "backend/cpu/isa.h"
 #include "base/error.h"
 #include "base/host.h"
-#include "binding/weights.h"
+#include "binding/model_records.h"
 #include "engine/load.h"
 #include "model/model.h"
 
@@ -55,64 +55,6 @@ void translate(std::exception_ptr pointer) {
   } catch (const lb::InternalError& error) {
     raise("InternalError", error);
   }
-}
-
-using FloatArray = py::array_t<float, py::array::c_style>;
-
-template <std::vector<float> lb::ModelConfig::* kMember>
-FloatArray floats(const lb::ModelConfig& config) {
-  return FloatArray(static_cast<py::ssize_t>((config.*kMember).size()), (config.*kMember).data());
-}
-
-template <std::vector<float> lb::ModelConfig::* kMember>
-void set_floats(lb::ModelConfig& config, const FloatArray& values) {
-  (config.*kMember).assign(values.data(), values.data() + values.size());
-}
-
-void bind_config(py::module_& m) {
-  using lb::ModelConfig;
-  py::class_<ModelConfig>(m, "ModelConfig", "Shape and numeric settings of a model; see csrc/model/config.h.")
-      .def(py::init<>())
-      .def_readwrite("architecture", &ModelConfig::architecture)
-      .def_readwrite("hidden_size", &ModelConfig::hidden_size)
-      .def_readwrite("intermediate_size", &ModelConfig::intermediate_size)
-      .def_readwrite("num_layers", &ModelConfig::num_layers)
-      .def_readwrite("num_heads", &ModelConfig::num_heads)
-      .def_readwrite("num_kv_heads", &ModelConfig::num_kv_heads)
-      .def_readwrite("head_dim", &ModelConfig::head_dim)
-      .def_readwrite("vocab_size", &ModelConfig::vocab_size)
-      .def_readwrite("max_positions", &ModelConfig::max_positions)
-      .def_readwrite("rms_norm_eps", &ModelConfig::rms_norm_eps)
-      .def_readwrite("qkv_bias", &ModelConfig::qkv_bias)
-      .def_readwrite("output_bias", &ModelConfig::output_bias)
-      .def_readwrite("tie_word_embeddings", &ModelConfig::tie_word_embeddings)
-      .def_readwrite("rope_inv_freq", &ModelConfig::rope_inv_freq)
-      .def_readwrite("rope_position_scale", &ModelConfig::rope_position_scale)
-      .def_readwrite("rope_amplitude", &ModelConfig::rope_amplitude)
-      .def_property("rope_cos", &floats<&ModelConfig::rope_cos>, &set_floats<&ModelConfig::rope_cos>)
-      .def_property("rope_sin", &floats<&ModelConfig::rope_sin>, &set_floats<&ModelConfig::rope_sin>)
-      .def_property(
-          "rope_dtype", [](const ModelConfig& config) { return lb::name(config.rope_dtype); },
-          [](ModelConfig& config, std::string_view dtype) {
-            config.rope_dtype = lb::parse_dtype(dtype, "rope_dtype");
-          });
-  m.def("architecture_names", &lb::architecture_names, "Architectures that can be built.");
-  m.def(
-      "expected_weights",
-      [](const ModelConfig& config) {
-        std::vector<std::pair<std::string, std::vector<std::int64_t>>> weights;
-        for (lb::WeightSpec& spec : lb::expected_weights(lb::build_model(config)))
-          weights.emplace_back(spec.name, spec.shape);
-        return weights;
-      },
-      "config"_a, "Canonical names and shapes of all weights of a model. Raises ConfigError.");
-  m.def(
-      "graph_text",
-      [](const ModelConfig& config) {
-        const lb::ModelGraph graph = lb::build_model(config);
-        return to_string(graph.embed) + to_string(graph.layer) + to_string(graph.head);
-      },
-      "config"_a, "The model's graphs, one line a node. Raises ConfigError.");
 }
 
 void bind_requests(py::module_& m) {
@@ -272,8 +214,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of llm_boost. Use the llm_boost package instead.";
   m.attr("__version__") = LLM_BOOST_VERSION;
   py::register_exception_translator(&translate);
-  bind_config(m);
-  lb::bind_weights(m);
+  lb::bind_model_records(m);
   bind_requests(m);
   bind_model(m);
   m.def(
