@@ -13,13 +13,13 @@
 
 namespace lb {
 
-File::File(std::string path) : path_(std::move(path)) {
-  fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd_ < 0) throw CheckpointError(cat(path_, ": cannot be opened: ", std::strerror(errno)));
+File::File(std::string path) : ByteSource(std::move(path)) {
+  fd_ = ::open(name().c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd_ < 0) throw CheckpointError(cat(name(), ": cannot be opened: ", std::strerror(errno)));
   struct stat info{};
   if (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd_);
-    throw CheckpointError(cat(path_, ": is not a regular file"));
+    throw CheckpointError(cat(name(), ": is not a regular file"));
   }
   size_ = static_cast<std::uint64_t>(info.st_size);
 }
@@ -31,15 +31,25 @@ void File::read(std::uint64_t offset, void* target, std::uint64_t bytes) const {
   while (bytes > 0) {
     const ssize_t got = ::pread(fd_, out, bytes, static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw CheckpointError(cat(path_, ": cannot be read at byte ", offset, ": ", std::strerror(errno)));
+    if (got < 0) throw CheckpointError(cat(name(), ": cannot be read at byte ", offset, ": ", std::strerror(errno)));
     if (got == 0) {
-      throw CheckpointError(cat(path_, ": ends at byte ", offset, ", expected ", bytes,
+      throw CheckpointError(cat(name(), ": ends at byte ", offset, ", expected ", bytes,
                                 " more bytes; the file changed or is truncated, fetch it again"));
     }
     out += got;
     offset += static_cast<std::uint64_t>(got);
     bytes -= static_cast<std::uint64_t>(got);
   }
+}
+
+Memory::Memory(std::string name, std::span<const std::byte> bytes, std::shared_ptr<const void> owner)
+    : ByteSource(std::move(name)), bytes_(bytes), owner_(std::move(owner)) {
+  size_ = bytes.size();
+}
+
+void Memory::read(std::uint64_t offset, void* target, std::uint64_t bytes) const {
+  LB_CHECK(offset <= size_ && bytes <= size_ - offset, name());
+  std::memcpy(target, bytes_.data() + offset, bytes);
 }
 
 StoredTensor::StoredTensor(std::string name, DType dtype, std::vector<std::int64_t> shape,
@@ -54,11 +64,11 @@ StoredTensor::StoredTensor(std::string name, DType dtype, std::vector<std::int64
   std::uint64_t stored = 0;
   for (const Segment& segment : segments_) {
     std::uint64_t end = 0;
-    if (__builtin_add_overflow(segment.offset, segment.bytes, &end) || end > segment.file->size()) {
-      throw CheckpointError(cat(segment.file->path(), ": '", name_, "' lies at bytes ", segment.offset, " to ", end,
-                                ", but the file has ", segment.file->size(), "; it is truncated or damaged"));
+    if (__builtin_add_overflow(segment.offset, segment.bytes, &end) || end > segment.source->size()) {
+      throw CheckpointError(cat(segment.source->name(), ": '", name_, "' lies at bytes ", segment.offset, " to ", end,
+                                ", but it has ", segment.source->size(), "; it is truncated or damaged"));
     }
-    stored += segment.bytes;  // cannot overflow: a file is shorter than 2^63 bytes, and segments are few
+    stored += segment.bytes;  // cannot overflow: a source is shorter than 2^63 bytes, and segments are few
   }
   if (stored != bytes_) {
     throw CheckpointError(cat("'", name_, "' is ", lb::name(dtype), " ", shape_text(shape_), ", which is ", bytes_,
@@ -76,7 +86,7 @@ void StoredTensor::read(std::uint64_t offset, void* target, std::uint64_t bytes)
       continue;
     }
     const std::uint64_t part = std::min(bytes, segment.bytes - offset);
-    segment.file->read(segment.offset + offset, out, part);
+    segment.source->read(segment.offset + offset, out, part);
     out += part;
     bytes -= part;
     offset = 0;

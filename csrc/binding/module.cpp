@@ -14,6 +14,7 @@
 #include "backend/cpu/isa.h"
 #include "base/error.h"
 #include "base/host.h"
+#include "binding/model_records.h"
 #include "engine/load.h"
 #include "model/model.h"
 
@@ -23,7 +24,6 @@ using namespace py::literals;
 namespace {
 
 using IntArray = py::array_t<std::int32_t, py::array::c_style>;
-using Segments = std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t>>;
 
 std::span<const std::int32_t> as_span(const IntArray& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
@@ -55,71 +55,6 @@ void translate(std::exception_ptr pointer) {
   } catch (const lb::InternalError& error) {
     raise("InternalError", error);
   }
-}
-
-void bind_config(py::module_& m) {
-  using lb::ModelConfig;
-  py::class_<ModelConfig>(m, "ModelConfig", "Shape and numeric settings of a model; see csrc/model/config.h.")
-      .def(py::init<>())
-      .def_readwrite("architecture", &ModelConfig::architecture)
-      .def_readwrite("hidden_size", &ModelConfig::hidden_size)
-      .def_readwrite("intermediate_size", &ModelConfig::intermediate_size)
-      .def_readwrite("num_layers", &ModelConfig::num_layers)
-      .def_readwrite("num_heads", &ModelConfig::num_heads)
-      .def_readwrite("num_kv_heads", &ModelConfig::num_kv_heads)
-      .def_readwrite("head_dim", &ModelConfig::head_dim)
-      .def_readwrite("vocab_size", &ModelConfig::vocab_size)
-      .def_readwrite("max_positions", &ModelConfig::max_positions)
-      .def_readwrite("rms_norm_eps", &ModelConfig::rms_norm_eps)
-      .def_readwrite("qkv_bias", &ModelConfig::qkv_bias)
-      .def_readwrite("output_bias", &ModelConfig::output_bias)
-      .def_readwrite("tie_word_embeddings", &ModelConfig::tie_word_embeddings)
-      .def_readwrite("rope_inv_freq", &ModelConfig::rope_inv_freq)
-      .def_readwrite("rope_position_scale", &ModelConfig::rope_position_scale)
-      .def_readwrite("rope_amplitude", &ModelConfig::rope_amplitude)
-      .def_property(
-          "rope_dtype", [](const ModelConfig& config) { return lb::name(config.rope_dtype); },
-          [](ModelConfig& config, std::string_view dtype) {
-            config.rope_dtype = lb::parse_dtype(dtype, "rope_dtype");
-          });
-  m.def("architecture_names", &lb::architecture_names, "Architectures that can be built.");
-  m.def(
-      "expected_weights",
-      [](const ModelConfig& config) {
-        std::vector<std::pair<std::string, std::vector<std::int64_t>>> weights;
-        for (lb::WeightSpec& spec : lb::expected_weights(lb::build_model(config)))
-          weights.emplace_back(spec.name, spec.shape);
-        return weights;
-      },
-      "config"_a, "Canonical names and shapes of all weights of a model. Raises ConfigError.");
-  m.def(
-      "graph_text",
-      [](const ModelConfig& config) {
-        const lb::ModelGraph graph = lb::build_model(config);
-        return to_string(graph.embed) + to_string(graph.layer) + to_string(graph.head);
-      },
-      "config"_a, "The model's graphs, one line a node. Raises ConfigError.");
-}
-
-void bind_weights(py::module_& m) {
-  py::class_<lb::WeightTable>(m, "WeightTable", "Where each canonical weight of a model is stored.")
-      .def(py::init<>())
-      .def(
-          "add",
-          [](lb::WeightTable& table, std::string name, std::string_view dtype, std::vector<std::int64_t> shape,
-             const Segments& segments) {
-            std::vector<lb::Segment> parts;
-            std::shared_ptr<const lb::File> file;
-            for (const auto& [path, offset, bytes] : segments) {
-              if (file == nullptr || file->path() != path) file = table.open(path);
-              parts.push_back({file, offset, bytes});
-            }
-            table.add(
-                lb::StoredTensor(std::move(name), lb::parse_dtype(dtype, "dtype"), std::move(shape), std::move(parts)));
-          },
-          "name"_a, "dtype"_a, "shape"_a, "segments"_a,
-          "Adds a row-major tensor: the segments (path, offset, bytes) in order. Raises "
-          "CheckpointError.");
 }
 
 void bind_requests(py::module_& m) {
@@ -279,8 +214,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of llm_boost. Use the llm_boost package instead.";
   m.attr("__version__") = LLM_BOOST_VERSION;
   py::register_exception_translator(&translate);
-  bind_config(m);
-  bind_weights(m);
+  lb::bind_model_records(m);
   bind_requests(m);
   bind_model(m);
   m.def("backend_names", &lb::backend_names, "Backends of this build, the best first.");

@@ -14,6 +14,30 @@ constexpr std::int64_t kMaxExtent = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 24;
 
+bool all_finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
+// What is wrong with the rotary table or with the settings that it is made from; nothing: "".
+std::string rope_problem(const ModelConfig& config) {
+  const std::int64_t half_dim = config.head_dim / 2;
+  const bool has_table = !config.rope_cos.empty() || !config.rope_sin.empty();
+  const auto has_size = [](const std::vector<float>& values, std::int64_t size) {
+    return static_cast<std::int64_t>(values.size()) == size;
+  };
+  if (has_table && !(has_size(config.rope_cos, config.max_positions * half_dim) &&
+                     has_size(config.rope_sin, config.max_positions * half_dim))) {
+    return cat("rope tables have ", config.rope_cos.size(), " and ", config.rope_sin.size(), " elements, expected ",
+               config.max_positions, " positions x ", half_dim);
+  }
+  if (!has_table && !has_size(config.rope_inv_freq, half_dim)) {
+    return cat("rope has ", config.rope_inv_freq.size(), " frequencies, expected head_dim / 2 = ", half_dim);
+  }
+  const bool finite = all_finite(config.rope_cos) && all_finite(config.rope_sin) && all_finite(config.rope_inv_freq) &&
+                      std::isfinite(config.rope_position_scale) && std::isfinite(config.rope_amplitude);
+  return finite ? "" : "rope settings are not finite numbers";
+}
+
 }  // namespace
 
 void validate(const ModelConfig& config) {
@@ -44,12 +68,7 @@ void validate(const ModelConfig& config) {
           cat("intermediate_size is ", config.intermediate_size, ", expected an even number"));
   require(config.rms_norm_eps > 0 && config.rms_norm_eps < 1,
           cat("rms_norm_eps is ", config.rms_norm_eps, ", expected a number between 0 and 1"));
-  require(static_cast<std::int64_t>(config.rope_inv_freq.size()) * 2 == config.head_dim,
-          cat("rope has ", config.rope_inv_freq.size(), " frequencies, expected head_dim / 2 = ", config.head_dim / 2));
-  const bool finite =
-      std::all_of(config.rope_inv_freq.begin(), config.rope_inv_freq.end(), [](float f) { return std::isfinite(f); });
-  require(finite && std::isfinite(config.rope_position_scale) && std::isfinite(config.rope_amplitude),
-          "rope settings are not finite numbers");
+  if (const std::string problem = rope_problem(config); !problem.empty()) problems += "\n  " + problem;
   if (!problems.empty()) throw ConfigError("the model config cannot be used:" + problems);
 }
 

@@ -37,7 +37,8 @@ Graph head_graph(const ModelConfig& config) {
 
 // As the reference implementations compute it: the angle is a float32 product, its cosine and sine are rounded once.
 RopeTable rope_table(const ModelConfig& config) {
-  RopeTable table{config.max_positions, config.head_dim / 2, {}, {}};
+  RopeTable table{config.max_positions, config.head_dim / 2, config.rope_cos, config.rope_sin};
+  if (!table.cos.empty()) return table;
   const auto size = static_cast<std::size_t>(table.num_positions * table.half_dim);
   table.cos.reserve(size);
   table.sin.reserve(size);

@@ -28,6 +28,8 @@ class ModelConfig:
     rope_position_scale: float
     rope_amplitude: float
     rope_dtype: str
+    rope_cos: npt.NDArray[np.float32]
+    rope_sin: npt.NDArray[np.float32]
 
     def __init__(self) -> None: ...
 
@@ -35,8 +37,14 @@ class WeightTable:
     """Where each canonical weight of a model is stored."""
 
     def __init__(self) -> None: ...
-    def add(self, name: str, dtype: str, shape: Sequence[int], segments: Sequence[tuple[str, int, int]]) -> None:
-        """Adds a row-major tensor: the segments (path, offset, bytes) in order. Raises CheckpointError."""
+    def add(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        segments: Sequence[tuple[str, int, int] | npt.NDArray[np.uint8]],
+    ) -> None:
+        """Adds a row-major tensor: its segments in order, (path, offset, bytes) or memory. Raises CheckpointError."""
 
 class SamplingParams:
     """See llm_boost.SamplingParams."""

@@ -1,0 +1,1 @@
+"""llm_boost inside other frameworks. Every module is imported on its own."""
