@@ -1,5 +1,7 @@
 #include "backend/backend.h"
 
+#include <cstdlib>
+
 #include "backend/atb/atb_backend.h"
 #include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
@@ -14,6 +16,8 @@ std::vector<std::string> backend_names() {
 DeviceReport probe_devices() { return npu::probe_devices(); }
 
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device) {
+  const char* preferred = std::getenv("LLM_BOOST_BACKEND");
+  if (name == "auto" && preferred != nullptr && *preferred != '\0') name = preferred;
   if (name == "auto") name = npu::is_built() && npu::probe_devices().num_devices > 0 ? npu::kBackendName : "cpu";
   if (name == npu::kBackendName) return npu::make_atb_backend(pool, device);
   if (name == "cpu") return std::make_unique<cpu::CpuBackend>(pool);

@@ -105,15 +105,16 @@ class Backend {
   // Bytes of KV cache that one block takes in all layers.
   virtual std::int64_t block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const = 0;
   // Bytes that the KV cache should take where nobody says how many, beside weights of `stored_bytes` and what a program
-  // with these options (but num_blocks and max_blocks) takes; not above zero where nothing is left.
+  // with these options (but num_blocks and max_blocks) takes.
   virtual std::int64_t cache_budget(const ModelGraph& graph, const ProgramOptions& options,
                                     std::int64_t stored_bytes) const = 0;
   virtual std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,
                                            const ProgramOptions& options) = 0;
 };
 
-// Creates the backend called `name`, "auto" for the best that runs here; throws BackendError for a name that this build
-// does not have. The pool must outlive the backend, and the backend its programs.
+// Creates the backend called `name`; "auto" is the one that the environment variable LLM_BOOST_BACKEND names, or else the
+// best that runs here. Throws BackendError for a name that this build does not have. The pool must outlive the backend,
+// and the backend its programs.
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
 
 // The names that make_backend() knows in this build, best first.

@@ -74,8 +74,18 @@ class AtbBackend final : public Backend {
   std::int64_t cache_budget(const ModelGraph& graph, const ProgramOptions& options,
                             std::int64_t /*stored_bytes*/) const override {
     device_.bind_thread();
-    const std::int64_t taken = resident_bytes(plan_model(graph, target_for(options), options), options);
-    return (device_.memory().first - taken) / 10 * 9;
+    const auto [free, total] = device_.memory();
+    // Scratch of kernels, which only they know, and what the runtime itself takes later: 512 MB of 64 GB.
+    const std::int64_t reserve = total / 128;
+    const std::int64_t taken = resident_bytes(plan_model(graph, target_for(options), options), options) + reserve;
+    const std::int64_t left = free - taken;
+    if (left < npu::block_bytes(graph, target_, options.block_size)) {
+      throw BackendError(cat("atb backend: device ", device_.id(), " has ", free >> 20, " MB free of ", total >> 20,
+                             ", but weights and activations take up to ", taken >> 20,
+                             " MB and leave no room for a KV cache; stop what else uses the device, start more ranks, "
+                             "or use a smaller max_num_batched_tokens"));
+    }
+    return left / 10 * 9;
   }
 
   std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,

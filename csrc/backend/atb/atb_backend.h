@@ -14,7 +14,8 @@ inline constexpr const char* kBackendName = "atb";
 bool is_built();
 
 // Throws BackendError where the device cannot be used, or the build lacks the backend; ConfigError for options that make
-// no sense.
+// no sense. Its compile() takes an empty WeightLookup for a dry run: every graph is made, and what it computes does not
+// matter.
 std::unique_ptr<Backend> make_atb_backend(ThreadPool& pool, const DeviceOptions& options);
 
 // What is there, for `auto` and for people. Never throws.

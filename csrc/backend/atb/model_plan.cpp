@@ -54,14 +54,12 @@ std::int64_t block_bytes(const ModelGraph& graph, const Target& target, std::int
 }
 
 std::int64_t resident_bytes(const ModelPlan& plan, const ProgramOptions& options) {
-  // Scratch of kernels, which only they know, and what the runtime itself takes later.
-  constexpr std::int64_t kReserve = std::int64_t{512} << 20;
   const LayerPlans& layers = plan.layers[static_cast<std::size_t>(Phase::kPrefill)];
   const std::int64_t weights = weight_bytes(plan.embed) + plan.num_layers * weight_bytes(layers.rest) +
                                weight_bytes(plan.head);
   // A layer's, and the second pair of the buffers between layers.
   const std::int64_t rows = options.max_tokens * (2 * bytes_per_row(layers.rest) + bytes_per_row(plan.embed));
-  return weights + rows + 2 * options.max_logit_rows * bytes_per_row(plan.head_rows) + kReserve;
+  return weights + rows + 2 * options.max_logit_rows * bytes_per_row(plan.head_rows);
 }
 
 std::string to_string(const ModelPlan& plan) {

@@ -52,7 +52,7 @@ AtbProgram::AtbProgram(const ModelGraph& graph, const WeightLookup& weights, con
     plan_memory(graph);
     slab_.allocate();
     inputs_.allocate(slab_);
-    weights_.upload(slab_, device_, weights, pool_, options.on_progress);
+    if (weights) weights_.upload(slab_, device_, weights, pool_, options.on_progress);
     upload_constants(graph);
     clear_cache();
     make_operations();
