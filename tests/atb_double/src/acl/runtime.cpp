@@ -94,6 +94,8 @@ aclError allocate(const char* call, void** address, size_t size) {
 
 }  // namespace
 
+bool atb_double::device_is_set() { return current_device >= 0; }
+
 aclError aclInit(const char*) {
   if (injected("aclInit")) {
     return kInternal;

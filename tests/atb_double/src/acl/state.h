@@ -32,6 +32,8 @@ void log_line(const std::string& line);
 // Counts a call; true when this one shall fail. `in_any` tells whether the count of "any" includes it.
 bool injected(std::string_view call, bool in_any = true);
 
+bool device_is_set();  // Whether the calling thread chose a device.
+
 // What a kernel throws when the device would stop with an exception.
 struct DeviceFault : std::runtime_error {
   using std::runtime_error::runtime_error;
