@@ -64,24 +64,35 @@ struct Arguments {
   int timed_steps = 0;
 };
 
-ModelConfig preset(const std::string& name, std::int64_t num_layers) {
-  ModelConfig config;
-  if (name == "llama2-7b") {
-    config = {.architecture = "llama", .hidden_size = 4096, .intermediate_size = 11008, .num_heads = 32,
-              .num_kv_heads = 32, .head_dim = 128, .vocab_size = 32000, .max_positions = 4096, .rms_norm_eps = 1e-5F};
-  } else if (name == "qwen2-7b") {
-    config = {.architecture = "qwen2", .hidden_size = 3584, .intermediate_size = 18944, .num_heads = 28,
-              .num_kv_heads = 4, .head_dim = 128, .vocab_size = 152064, .max_positions = 4096, .rms_norm_eps = 1e-6F,
-              .qkv_bias = true};
-  } else if (name == "small") {
-    config = {.architecture = "llama", .hidden_size = 256, .intermediate_size = 688, .num_heads = 4, .num_kv_heads = 2,
-              .head_dim = 64, .vocab_size = 1001, .max_positions = 512, .rms_norm_eps = 1e-5F};
-  } else {
-    throw ConfigError(cat("there is no preset '", name, "', expected llama2-7b, qwen2-7b or small"));
+struct Preset {
+  const char* name;
+  const char* architecture;
+  std::int64_t hidden, ffn, heads, kv_heads, head_dim, vocab;
+  float epsilon;
+};
+constexpr Preset kPresets[] = {{"llama2-7b", "llama", 4096, 11008, 32, 32, 128, 32000, 1e-5F},
+                               {"qwen2-7b", "qwen2", 3584, 18944, 28, 4, 128, 152064, 1e-6F},
+                               {"small", "llama", 256, 688, 4, 2, 64, 1001, 1e-5F}};
+
+ModelConfig config_of(const std::string& name, std::int64_t num_layers) {
+  for (const Preset& preset : kPresets) {
+    if (name != preset.name) continue;
+    ModelConfig config;
+    config.architecture = preset.architecture;
+    config.hidden_size = preset.hidden;
+    config.intermediate_size = preset.ffn;
+    config.num_layers = num_layers;
+    config.num_heads = preset.heads;
+    config.num_kv_heads = preset.kv_heads;
+    config.head_dim = preset.head_dim;
+    config.vocab_size = preset.vocab;
+    config.max_positions = 512;
+    config.rms_norm_eps = preset.epsilon;
+    config.qkv_bias = config.architecture == "qwen2";
+    config.rope_inv_freq.assign(static_cast<std::size_t>(config.head_dim / 2), 0.5F);
+    return config;
   }
-  config.num_layers = num_layers;
-  config.rope_inv_freq.assign(static_cast<std::size_t>(config.head_dim / 2), 0.5F);
-  return config;
+  throw ConfigError(cat("there is no preset '", name, "', expected llama2-7b, qwen2-7b or small"));
 }
 
 // The arrays of a step in which each sequence brings `count` tokens after `cached` ones.
@@ -125,7 +136,7 @@ void time_decoding(Program& program, const ProgramOptions& options, int num_step
 }
 
 void run_model(const Arguments& arguments, const std::string& name, DType dtype) {
-  const ModelGraph graph = build_model(preset(name, arguments.num_layers));
+  const ModelGraph graph = build_model(config_of(name, arguments.num_layers));
   ThreadPool pool(1);
   DeviceOptions device;
   if (arguments.nz) device.need_nz = true;
