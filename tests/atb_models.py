@@ -24,7 +24,7 @@ PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2_f16": ("qwen2_f16", {}),
     "qwen2_f16_rank_1_of_2": ("qwen2_f16", {"rank": 1, "ranks": 2}),
     "llama_f16_nz": ("llama_f16", {"nz_weights": True}),
-    "qwen2_f16_310p": ("qwen2_f16", {"nz_weights": True, "is_310p": True}),
+    "qwen2_f16_310p": ("qwen2_f16", {"nz_weights": True, "is_310p": True, "communication": "hccl"}),
 }
 
 

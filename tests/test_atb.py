@@ -74,7 +74,7 @@ def test_what_atb_is_told(name: str, tmp_path: Path) -> None:
         ({"head_dim": 16}, {"ranks": 3}, "4 attention heads, which 3 ranks cannot share evenly"),
         ({"ffn": 174}, {"ranks": 4}, "174 ffn columns, which 4 ranks cannot share evenly"),
         ({}, {"is_310p": True, "dtype": "bfloat16"}, "this chip computes in float16 alone"),
-        ({}, {"is_310p": True}, "communication_backend is lccl, which this chip does not have"),
+        ({}, {"is_310p": True, "ranks": 2}, "communication_backend is lccl, which this chip does not have"),
     ],
 )
 def test_models_that_the_chip_cannot_run(

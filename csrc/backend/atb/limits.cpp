@@ -41,7 +41,7 @@ void check_limits(const Graph& layer, const Target& target, std::int64_t block_s
           cat(heads.query, " heads x head_dim ", attention.head_dim, " is more than 16384 (or 256 heads); start more ranks"));
   require(max_sequences <= 2000, cat("max_num_seqs is ", max_sequences, ", expected at most 2000"));
   require(attention.scale != 0, "the attention scale is 0");
-  require(!target.is_310p || target.communication == "hccl",
+  require(!target.is_310p || target.ranks.size == 1 || target.communication == "hccl",
           "communication_backend is lccl, which this chip does not have; use hccl");
   for (const Value& value : layer.values) {
     if (value.role == Role::kInput)
