@@ -17,16 +17,24 @@ from typing import Any
 from llm_boost import LlmBoostError, Model, SamplingParams, _core
 
 HAS_ATB = "atb" in _core.backend_names()
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+def library_path() -> Path:
+    """The double's libascendcl.so, which this process has loaded together with the core."""
+    maps = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    return Path(next(line.split()[-1] for line in maps if line.endswith("libascendcl.so")))
+
+
+if HAS_ATB:  # what sourcing the two set_env.sh does
+    os.environ["ASCEND_HOME_PATH"] = str(library_path().parent.parent)
+    os.environ["ATB_HOME_PATH"] = str(library_path().parents[4] / "nnal/atb/latest/atb/cxx_abi_1")
 
 
 class Double:
-    """The controls of the double, which this process has loaded together with the core."""
+    """The controls of the double."""
 
     def __init__(self) -> None:
-        maps = Path("/proc/self/maps").read_text("utf-8").splitlines()
-        path = next(line.split()[-1] for line in maps if line.endswith("libascendcl.so"))
-        self._library = ctypes.CDLL(path)
+        self._library = ctypes.CDLL(str(library_path()))
         for name in ("error_count", "calls", "live", "log"):
             getattr(self._library, f"atb_double_{name}").restype = ctypes.c_uint64
 
@@ -67,18 +75,32 @@ def wait(process: subprocess.Popen[str]) -> Any:
     return json.loads(output)
 
 
-def generate(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int = 12) -> list[list[int]]:
+def generate(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     return [list(result.outputs[0].token_ids) for result in model.generate([list(p) for p in prompts], params)]
 
 
-def tokens(directory: str, prompts: list[list[int]], options: dict[str, Any]) -> dict[str, Any]:
-    """Greedy tokens of all prompts."""
+def tokens(
+    directory: str, prompts: list[list[int]], max_tokens: int, options: dict[str, Any], *, at_once: bool = False
+) -> dict[str, Any]:
+    """Greedy tokens of all prompts, given one after another or all at once, and a sample."""
     with Model.from_pretrained(directory, backend="atb", use_tqdm=False, **options) as model:
-        result = [generate(model, [prompt])[0] for prompt in prompts]
+        groups = [prompts] if at_once else [[prompt] for prompt in prompts]
+        result = [found for group in groups for found in generate(model, group, max_tokens)]
+        params = SamplingParams(temperature=1, max_tokens=8, ignore_eos=True)
+        sampled = list(model.generate([prompts[0]], params)[0].outputs[0].token_ids)
         backend = model.info().backend
     double = Double()
-    return {"tokens": result, "backend": backend, "log": double.log(), "live": double.live()}
+    return {"tokens": result, "sampled": sampled, "backend": backend, "log": double.log(), "live": double.live()}
+
+
+def load_error(directory: str) -> str:
+    """The error of loading a model."""
+    try:
+        Model.from_pretrained(directory, backend="atb", use_tqdm=False).close()
+    except LlmBoostError as error:
+        return str(error)
+    return ""
 
 
 def failures(directory: str, prompts: list[list[int]], options: dict[str, Any], calls: list[str]) -> dict[str, Any]:
@@ -96,7 +118,7 @@ def failures(directory: str, prompts: list[list[int]], options: dict[str, Any], 
         before = double.calls(call)
         with Model.from_pretrained(directory, backend="atb", use_tqdm=False, **options) as model:
             generate(model, prompts, 2)
-        count = double.calls(call) - before
+            count = double.calls(call) - before
         for nth in range(1, count + 1):
             results.append({"call": call, "nth": nth, **_fail_once(double, call, nth, directory, prompts, options)})
             if results[-1]["after"] not in ("not loaded", "unusable"):
@@ -126,5 +148,6 @@ def _fail_once(
 
 
 if __name__ == "__main__":
-    scenario, arguments = sys.argv[1:]
-    print(json.dumps({"tokens": tokens, "failures": failures}[scenario](**json.loads(arguments))))
+    scenarios = {"tokens": tokens, "failures": failures, "load_error": load_error}
+    result = scenarios[sys.argv[1]](**json.loads(sys.argv[2]))  # type: ignore[operator]
+    sys.stdout.write(json.dumps(result))

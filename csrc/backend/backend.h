@@ -61,6 +61,10 @@ class Program {
   // Copies the cache of whole blocks, in order, before the next run().
   virtual void copy_blocks(std::span<const BlockCopy> copies) = 0;
 
+  // The smallest value that any process gives of those that share the model: they must do the same, in the same order.
+  // Each calls it at the same point. 0 to 2^31 - 1.
+  virtual std::int64_t agree(std::int64_t value) { return value; }
+
   // Time spent in each kind of step since the last call, for benchmarks: {name, seconds}.
   struct StepTime {
     std::string name;

@@ -47,7 +47,7 @@ void Engine::add(Request request) {
   const SamplingParams& params = shared->params;
   auto sequence = std::make_unique<Sequence>();
   sequence->request = shared;
-  sequence->seed = params.seed ? *params.seed : std::random_device{}() * 0x100000001ULL ^ std::random_device{}();
+  sequence->seed = params.seed ? *params.seed : random_seed();
   sequence->forks = params.n - 1;
   sequence->max_length =
       std::min(static_cast<std::int64_t>(shared->prompt.size()) + params.max_tokens, limits_.max_model_len);
@@ -55,6 +55,13 @@ void Engine::add(Request request) {
   sequence->tokens.insert(sequence->tokens.end(), shared->prompt.begin(), shared->prompt.end());
   sequence->blocks.reserve(static_cast<std::size_t>(ceil_div(sequence->max_length, options_.block_size)));
   scheduler_.add(std::move(sequence));
+}
+
+// The same in all processes that share the model: they must choose the same tokens.
+std::uint64_t Engine::random_seed() {
+  const auto half = [this] { return static_cast<std::uint64_t>(agree(std::random_device{}() & 0x7fffffffU)); };
+  const std::uint64_t high = half();
+  return high << 32 ^ half();
 }
 
 void Engine::cancel(RequestId id) { cancelled_.insert(id); }

@@ -46,6 +46,9 @@ class Engine {
   // Safe to call from any thread.
   void check(const Request& request) const;
 
+  // The smallest value that any process gives of those that share the model; see Program::agree().
+  std::int64_t agree(std::int64_t value) { return program_->agree(value); }
+
   // Queues a request that check() accepts.
   void add(Request request);
   // Ends a request; its samples give a last event in the next step. Unknown ids are ignored: the request may just have
@@ -85,6 +88,7 @@ class Engine {
                             StepOutput& output);
   void accept_token(const Choice& choice, std::span<const float> logits, StepOutput& output);
   FinishReason finish_reason(const Sequence& sequence, std::int32_t token, std::int32_t& stop_token) const;
+  std::uint64_t random_seed();
   bool drop_cancelled(StepOutput& output);
   std::span<const float> row(std::span<const float> logits, std::size_t index) const;
 

@@ -1,5 +1,6 @@
 #include "backend/atb/atb_backend.h"
 
+#include <cstdlib>
 #include <string>
 #include <utility>
 
@@ -33,6 +34,18 @@ std::string communication(const std::string& soc, const std::string& wanted) {
   if (wanted != "lccl" && wanted != "hccl")
     throw ConfigError(cat("communication_backend is '", wanted, "', expected lccl or hccl"));
   return wanted;
+}
+
+// ATB looks for its kernels and tables there when it runs, and goes on without a word where they are missing.
+void check_environment() {
+  for (const char* variable : {"ATB_HOME_PATH", "ASCEND_HOME_PATH"}) {
+    const char* value = std::getenv(variable);
+    if (value == nullptr || *value == '\0') {
+      throw BackendError(cat("atb backend: environment variable ", variable,
+                             " is not set; source ascend-toolkit/set_env.sh and nnal/atb/set_env.sh, both below "
+                             "/usr/local/Ascend, and start again"));
+    }
+  }
 }
 
 class AtbBackend final : public Backend {
@@ -117,6 +130,7 @@ class AtbBackend final : public Backend {
 bool is_built() { return true; }
 
 std::unique_ptr<Backend> make_atb_backend(ThreadPool& pool, const DeviceOptions& options) {
+  check_environment();
   return std::make_unique<AtbBackend>(pool, options);
 }
 

@@ -9,10 +9,19 @@
 
 namespace lb::npu {
 
-Executor::Executor(const Device& device) : device_(device), worker_([this] { work(); }) {}
+Executor::Executor(const Device& device) : device_(device), worker_([this] { work(); }) {
+  wait_for(is_bound_, 1);
+  if (bind_status_ == 0) return;
+  stop();
+  fail_acl(bind_status_, "aclrtSetDevice", "the thread that launches operations");
+}
 
 Executor::~Executor() {
   abandon();
+  stop();
+}
+
+void Executor::stop() noexcept {
   stopping_ = true;
   queued_.store(num_queued_ + 1, std::memory_order_release);
   queued_.notify_all();
@@ -70,13 +79,15 @@ void Executor::abandon() noexcept {
 }
 
 void Executor::work() {
-  const int status = aclrtSetDevice(device_.id());
+  bind_status_ = aclrtSetDevice(device_.id());
+  is_bound_.store(1, std::memory_order_release);
+  is_bound_.notify_all();
   for (std::uint32_t next = 0;; ++next) {
     wait_for(queued_, next + 1);
     if (stopping_) return;
     const Item& item = items_[next % kPlaces];
     if (failed_ == nullptr) {
-      failure_ = status != 0 ? status : execute(item);
+      failure_ = execute(item);
       if (failure_ != 0) failed_ = item.launch;
     }
     launched_.store(next + 1, std::memory_order_release);

@@ -50,6 +50,7 @@ class Executor {
   };
   static constexpr std::uint32_t kPlaces = 64;
 
+  void stop() noexcept;
   std::uint64_t set_up(Launch& launch);
   void grow(std::uint64_t bytes, const Launch& launch);
   int execute(const Item& item) const;
@@ -63,6 +64,8 @@ class Executor {
   // The worker's first failure, until finish() takes it.
   int failure_ = 0;
   const Launch* failed_ = nullptr;
+  int bind_status_ = 0;
+  std::atomic<std::uint32_t> is_bound_{0};
   alignas(64) std::atomic<std::uint32_t> queued_{0};
   alignas(64) std::atomic<std::uint32_t> launched_{0};
   std::thread worker_;

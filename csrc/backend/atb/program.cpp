@@ -47,6 +47,7 @@ AtbProgram::AtbProgram(const ModelGraph& graph, const WeightLookup& weights, con
       target_(target),
       plan_(plan_model(graph, target, options)),
       inputs_(options_, slab_),
+      agreement_(target_, slab_),
       executor_(device) {
   guarded([&] {
     plan_memory(graph);
@@ -55,6 +56,7 @@ AtbProgram::AtbProgram(const ModelGraph& graph, const WeightLookup& weights, con
     if (weights) weights_.upload(slab_, device_, weights, pool_, options.on_progress);
     upload_constants(graph);
     clear_cache();
+    agreement_.prepare(slab_);
     make_operations();
     reserve_workspace();
   });
@@ -351,6 +353,14 @@ std::span<const float> AtbProgram::take_logits(const StepBatch& batch) {
   }
   seconds_[2] += seconds_since(start);
   return std::span<const float>(logits_).first(static_cast<std::size_t>(num_rows * vocab_size_));
+}
+
+std::int64_t AtbProgram::agree(std::int64_t value) {
+  return guarded([&] {
+    const std::int64_t smallest = agreement_.smallest(value, device_, executor_);
+    if (target_.ranks.size > 1) inputs_.synchronized();
+    return smallest;
+  });
 }
 
 void AtbProgram::copy_blocks(std::span<const BlockCopy> copies) {

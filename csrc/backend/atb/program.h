@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "backend/atb/agreement.h"
 #include "backend/atb/device.h"
 #include "backend/atb/executor.h"
 #include "backend/atb/model_plan.h"
@@ -27,6 +28,7 @@ class AtbProgram final : public Program {
   // After a failed step the program can be used again where the device answers; otherwise every later call says why not.
   std::span<const float> run(const StepBatch& batch) override;
   void copy_blocks(std::span<const BlockCopy> copies) override;
+  std::int64_t agree(std::int64_t value) override;
   std::vector<StepTime> take_step_times() override;
   Memory memory() const override;
 
@@ -87,11 +89,12 @@ class AtbProgram final : public Program {
   std::vector<std::size_t> head_weights_;
   Places places_;
   StepInputs inputs_;
+  Agreement agreement_;
   PinnedMemory logits_staging_;
   std::vector<float> logits_;  // [R, V]
 
   Extents extents_;
-  Executor executor_;  // after the memory that its operations use, before them
+  Executor executor_;  // after the memory that operations use
   BoundLaunch embed_;
   std::array<std::vector<BoundLaunch>, kNumPhases> layers_;
   BoundLaunch head_;
