@@ -29,8 +29,8 @@ PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 # Logits of these models spread by about 3 and reach 10. The Ascend backend rounds every intermediate result to 16 bits
-# where the CPU backend sums in float32: some twenty roundings a layer, of 2^-9 (bfloat16) or 2^-12 of the largest value,
-# move a logit by at most about this. Where the two best are closer than that, either is a right choice.
+# where the CPU backend sums in float32: some twenty roundings a layer, of 2^-9 (bfloat16) or 2^-12 (float16) of the
+# largest value, move a logit by at most about this. Where the two best are closer than that, either is a right choice.
 CLEAR = {"bf16": 0.4, "f16": 0.06}
 
 

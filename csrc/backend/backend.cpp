@@ -18,7 +18,7 @@ DeviceReport probe_devices() { return npu::probe_devices(); }
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device) {
   const char* preferred = std::getenv("LLM_BOOST_BACKEND");
   if (name == "auto" && preferred != nullptr && *preferred != '\0') name = preferred;
-  if (name == "auto") name = npu::is_built() && npu::probe_devices().num_devices > 0 ? npu::kBackendName : "cpu";
+  if (name == "auto") name = npu::has_device() ? npu::kBackendName : "cpu";
   if (name == npu::kBackendName) return npu::make_atb_backend(pool, device);
   if (name == "cpu") return std::make_unique<cpu::CpuBackend>(pool);
   std::string known;

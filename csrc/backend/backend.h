@@ -116,9 +116,9 @@ class Backend {
                                            const ProgramOptions& options) = 0;
 };
 
-// Creates the backend called `name`; "auto" is the one that the environment variable LLM_BOOST_BACKEND names, or else the
-// best that runs here. Throws BackendError for a name that this build does not have. The pool must outlive the backend,
-// and the backend its programs.
+// Creates the backend called `name`; "auto" is the one that the environment variable LLM_BOOST_BACKEND names, or else
+// the best that runs here. Throws BackendError for a name that this build does not have. The pool must outlive the
+// backend, and the backend its programs.
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
 
 // The names that make_backend() knows in this build, best first.
@@ -126,9 +126,9 @@ std::vector<std::string> backend_names();
 
 // What is known of NPUs here, for people.
 struct DeviceReport {
-  bool is_built = false;   // the atb backend is in this build
-  std::string built_for;   // versions of CANN and ATB that it was built with
-  std::int64_t abi = 0;    // _GLIBCXX_USE_CXX11_ABI of the build
+  bool is_built = false;  // the atb backend is in this build
+  std::string built_for;  // versions of CANN and ATB that it was built with
+  std::int64_t abi = 0;   // _GLIBCXX_USE_CXX11_ABI of the build
   std::int64_t num_devices = 0;
   std::string soc;  // of device 0, as its memory
   std::int64_t free_bytes = 0;

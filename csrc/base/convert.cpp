@@ -13,8 +13,8 @@ T at(const std::byte* source, std::int64_t i) {
   return element;
 }
 
-// to_float(F16) without a call, so that loops over it become vector code: the bits of a half, moved to where a float has
-// them, are the number times 2^-112, subnormals included; infinity and NaN need all bits of the exponent set.
+// to_float(F16) without a call, so that loops over it become vector code: the bits of a half, moved to where a float
+// has them, are the number times 2^-112, subnormals included; infinity and NaN need all bits of the exponent set.
 float widen(F16 x) {
   const std::uint32_t magnitude = x.bits & 0x7fffU;
   const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F);

@@ -86,10 +86,9 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   }
   ProgramOptions program;
   if (options.dtype != "auto") program.weight_dtype = parse_dtype(options.dtype, "dtype");
-  program.activation_dtype =
-      options.activation_dtype == "auto"
-          ? backend_->activation_dtype(common_weight_dtype(graph, weights, program.weight_dtype))
-          : parse_dtype(options.activation_dtype, "activation_dtype");
+  program.activation_dtype = options.activation_dtype == "auto"
+                                 ? backend_->activation_dtype(common_weight_dtype(graph, weights, program.weight_dtype))
+                                 : parse_dtype(options.activation_dtype, "activation_dtype");
   program.max_tokens = options.max_num_batched_tokens;
   program.max_sequences = options.max_num_seqs;
   program.max_logit_rows = std::min(std::max(options.max_num_seqs, kPromptLogprobRows), options.max_num_batched_tokens);

@@ -12,6 +12,8 @@ std::unique_ptr<Backend> make_atb_backend(ThreadPool& /*pool*/, const DeviceOpti
       "install again (`llm-boost doctor` says what is missing)");
 }
 
+bool has_device() { return false; }
+
 DeviceReport probe_devices() { return {}; }
 
 }  // namespace lb::npu

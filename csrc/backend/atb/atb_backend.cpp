@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "backend/atb/device.h"
@@ -9,7 +10,6 @@
 #include "backend/atb/model_plan.h"
 #include "backend/atb/program.h"
 #include "backend/atb/ranks.h"
-#include "backend/atb/status.h"
 #include "base/error.h"
 
 namespace lb::npu {
@@ -70,8 +70,7 @@ class AtbBackend final : public Backend {
     capabilities_.chunk_multiple = kPrefixMultiple;
     capabilities_.description = cat("atb, ", soc, ", device ", device_.id());
     if (ranks_.size > 1)
-      capabilities_.description +=
-          cat(", rank ", ranks_.rank, " of ", ranks_.size, " over ", target_.communication);
+      capabilities_.description += cat(", rank ", ranks_.rank, " of ", ranks_.size, " over ", target_.communication);
   }
 
   const Capabilities& capabilities() const override { return capabilities_; }
@@ -87,7 +86,7 @@ class AtbBackend final : public Backend {
   std::int64_t cache_budget(const ModelGraph& graph, const ProgramOptions& options,
                             std::int64_t /*stored_bytes*/) const override {
     device_.bind_thread();
-    const auto [free, total] = device_.memory();
+    const auto [free, total] = device_memory();
     // Scratch of kernels, which only they know, and what the runtime itself takes later: 512 MB of 64 GB.
     const std::int64_t reserve = total / 128;
     const std::int64_t taken = resident_bytes(plan_model(graph, target_for(options), options), options) + reserve;
@@ -134,6 +133,15 @@ std::unique_ptr<Backend> make_atb_backend(ThreadPool& pool, const DeviceOptions&
   return std::make_unique<AtbBackend>(pool, options);
 }
 
+bool has_device() {
+  try {
+    start_acl();
+  } catch (const BackendError&) {
+    return false;  // `auto` looks for what works
+  }
+  return device_count() > 0;
+}
+
 DeviceReport probe_devices() {
   DeviceReport report;
   report.is_built = true;
@@ -143,14 +151,9 @@ DeviceReport probe_devices() {
     start_acl();
     report.num_devices = device_count();
     if (report.num_devices == 0) return report;
-    const char* soc = aclrtGetSocName();
-    report.soc = soc == nullptr ? "" : soc;
-    check_acl(aclrtSetDevice(0), "aclrtSetDevice", "device 0");
-    std::size_t free = 0;
-    std::size_t total = 0;
-    check_acl(aclrtGetMemInfo(ACL_HBM_MEM, &free, &total), "aclrtGetMemInfo", "device 0");
-    report.free_bytes = static_cast<std::int64_t>(free);
-    report.total_bytes = static_cast<std::int64_t>(total);
+    const DeviceUse use(0);
+    report.soc = soc_name();
+    std::tie(report.free_bytes, report.total_bytes) = device_memory();
   } catch (const Error& error) {
     report.problem = error.what();
   }

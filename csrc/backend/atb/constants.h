@@ -12,8 +12,8 @@ namespace lb::npu {
 // [positions, D]: the angles of the first half of a head, and again for the second.
 std::vector<std::byte> rope_table(const std::vector<float>& half, std::int64_t half_dim, Element element);
 
-// What hides a later token in the kernel that a plan's attention takes: the half kernel adds minus infinity to its score;
-// the float kernel multiplies the mask with a large negative number first, so that it must be 1.
+// What hides a later token in the kernel that a plan's attention takes: the half kernel adds minus infinity to its
+// score; the float kernel multiplies the mask with a large negative number first, so that it must be 1.
 float hiding_value(const GraphPlan& plan);
 
 // The strict upper triangle of `value` in the shape of the plan's mask.

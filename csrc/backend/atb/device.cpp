@@ -13,26 +13,12 @@ namespace {
 // ACL can be started once in a process, and may have been by someone else.
 constexpr int kStartedBefore = 100002;
 
-// Users of each device in this process: the last one resets it.
-class DeviceUsers {
- public:
-  void add(std::int32_t id) {
-    const std::lock_guard lock(mutex_);
-    ++count_[id];
-  }
-  void remove(std::int32_t id) {
-    const std::lock_guard lock(mutex_);
-    if (--count_[id] == 0) static_cast<void>(aclrtResetDevice(id));
-  }
+// How often each device is used in this process.
+std::mutex users_mutex;
 
- private:
-  std::mutex mutex_;
-  std::map<std::int32_t, int> count_;
-};
-
-DeviceUsers& users() {
-  static DeviceUsers all;
-  return all;
+std::map<std::int32_t, int>& users() {
+  static std::map<std::int32_t, int> counts;
+  return counts;
 }
 
 }  // namespace
@@ -47,18 +33,37 @@ std::int64_t device_count() {
   return aclrtGetDeviceCount(&count) == ACL_SUCCESS ? count : 0;
 }
 
-Device::Device(std::int32_t id) : id_(id) {
+DeviceUse::DeviceUse(std::int32_t id) : id_(id) {
   start_acl();
   const std::int64_t count = device_count();
   if (id < 0 || id >= count) {
     throw BackendError(cat("atb backend: there is no device ", id, ", this host has ", count,
                            "; choose another device_id, and see `llm-boost doctor`"));
   }
-  bind_thread();
-  users().add(id);
+  check_acl(aclrtSetDevice(id), "aclrtSetDevice", cat("device ", id));
+  const std::lock_guard lock(users_mutex);
+  ++users()[id];
+}
+
+DeviceUse::~DeviceUse() {
+  const std::lock_guard lock(users_mutex);
+  if (--users()[id_] == 0) static_cast<void>(aclrtResetDevice(id_));
+}
+
+std::pair<std::int64_t, std::int64_t> device_memory() {
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_acl(aclrtGetMemInfo(ACL_HBM_MEM, &free, &total), "aclrtGetMemInfo", "the device's memory");
+  return {static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
+}
+
+std::string soc_name() {
+  const char* name = aclrtGetSocName();
+  return name == nullptr ? "" : name;
+}
+
+Device::Device(std::int32_t id) : id_(id), use_(id), soc_(soc_name()) {
   try {
-    const char* soc = aclrtGetSocName();
-    soc_ = soc == nullptr ? "" : soc;
     check_acl(aclrtCreateStream(&stream_), "aclrtCreateStream", cat("device ", id));
     check_atb(atb::CreateContext(&context_), "CreateContext", cat("device ", id));
     check_atb(context_->SetExecuteStream(stream_), "SetExecuteStream", cat("device ", id));
@@ -76,17 +81,9 @@ Device::~Device() {
 void Device::release() noexcept {
   if (stream_ != nullptr) static_cast<void>(aclrtDestroyStream(stream_));
   if (context_ != nullptr) static_cast<void>(atb::DestroyContext(context_));
-  users().remove(id_);
 }
 
 void Device::bind_thread() const { check_acl(aclrtSetDevice(id_), "aclrtSetDevice", cat("device ", id_)); }
-
-std::pair<std::int64_t, std::int64_t> Device::memory() const {
-  std::size_t free = 0;
-  std::size_t total = 0;
-  check_acl(aclrtGetMemInfo(ACL_HBM_MEM, &free, &total), "aclrtGetMemInfo", cat("device ", id_));
-  return {static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
-}
 
 void Device::synchronize(std::string_view subject) const {
   check_acl(aclrtSynchronizeStream(stream_), "aclrtSynchronizeStream", subject);

@@ -1,4 +1,5 @@
-// Owners of what the device gives: the device itself with its stream and context, memory on it, pinned memory of the host.
+// Owners of what the device gives: the device itself with its stream and context, memory on it, pinned memory of the
+// host.
 //
 // A thread that touches the device must have called Device::bind_thread(), destructors included.
 #pragma once
@@ -19,8 +20,25 @@ namespace lb::npu {
 void start_acl();
 std::int64_t device_count();
 
-// One NPU as this process uses it. ATB's context takes some 500 MB on host and device, so there is one a device, and one
-// thread at a time may use it.
+// Lets this process use a device, and this thread; the last of its users resets it.
+class DeviceUse {
+ public:
+  explicit DeviceUse(std::int32_t id);
+  ~DeviceUse();
+  DeviceUse(const DeviceUse&) = delete;
+  DeviceUse& operator=(const DeviceUse&) = delete;
+
+ private:
+  const std::int32_t id_;
+};
+
+// Bytes of memory of this thread's device: free, total.
+std::pair<std::int64_t, std::int64_t> device_memory();
+// The chip's name, such as Ascend910B2.
+std::string soc_name();
+
+// One NPU as this process uses it. ATB's context takes some 500 MB on host and device, so there is one a device, and
+// one thread at a time may use it.
 class Device {
  public:
   explicit Device(std::int32_t id);
@@ -33,8 +51,6 @@ class Device {
   const std::string& soc() const { return soc_; }
   aclrtStream stream() const { return stream_; }
   atb::Context* context() const { return context_; }
-  // Bytes of device memory: free, total.
-  std::pair<std::int64_t, std::int64_t> memory() const;
   // Waits for everything on the stream; kernels that failed are reported here.
   void synchronize(std::string_view subject) const;
   // Copies on the stream.
@@ -46,6 +62,7 @@ class Device {
   void release() noexcept;
 
   const std::int32_t id_;
+  const DeviceUse use_;
   std::string soc_;
   aclrtStream stream_ = nullptr;
   atb::Context* context_ = nullptr;
@@ -94,8 +111,8 @@ class Memory {
 using DeviceMemory = detail::Memory<detail::FreeDevice, detail::allocate_device>;
 using PinnedMemory = detail::Memory<detail::FreePinned, detail::allocate_pinned>;  // asynchronous copies need it
 
-// One allocation for everything that lives as long as a program: sizes are added first, then it is allocated. Pieces lie
-// at multiples of 512 bytes, as ATB lays out its own.
+// One allocation for everything that lives as long as a program: sizes are added first, then it is allocated. Pieces
+// lie at multiples of 512 bytes, as ATB lays out its own.
 class Slab {
  public:
   static constexpr std::int64_t kAlignment = 512;

@@ -1,8 +1,8 @@
 // Runs operations in order: Setup on the caller's thread, Execute on a worker, so that the host prepares one operation
 // while it launches the one before.
 //
-// ATB's rules for that: one thread calls Setup on a context; an operation's Setup and Execute never overlap; Setup is at
-// most 127 operations ahead. So the caller must finish() before it uses an operation again, and there are 64 places.
+// ATB's rules for that: one thread calls Setup on a context; an operation's Setup and Execute never overlap; Setup is
+// at most 127 operations ahead. So the caller must finish() before it uses an operation again, and there are 64 places.
 #pragma once
 
 #include <array>

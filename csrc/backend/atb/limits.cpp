@@ -33,12 +33,13 @@ void check_limits(const Graph& layer, const Target& target, std::int64_t block_s
   require(attention.head_dim % 16 == 0 && attention.head_dim <= 256,
           cat("head_dim is ", attention.head_dim, ", expected a multiple of 16 up to 256"));
   require(attention.head_dim * block_size <= 128 * 128,
-          cat("head_dim ", attention.head_dim, " x block_size ", block_size, " is more than 16384; use a block_size of ",
-              128 * 128 / attention.head_dim / 16 * 16));
-  require(heads.query % heads.kv == 0, cat(heads.query, " query heads of a rank are no multiple of its ", heads.kv,
-                                           " kv heads; start fewer ranks"));
+          cat("head_dim ", attention.head_dim, " x block_size ", block_size,
+              " is more than 16384; use a block_size of ", 128 * 128 / attention.head_dim / 16 * 16));
+  require(heads.query % heads.kv == 0,
+          cat(heads.query, " query heads of a rank are no multiple of its ", heads.kv, " kv heads; start fewer ranks"));
   require(heads.query <= 256 && heads.query * attention.head_dim <= 16384,
-          cat(heads.query, " heads x head_dim ", attention.head_dim, " is more than 16384 (or 256 heads); start more ranks"));
+          cat(heads.query, " heads x head_dim ", attention.head_dim,
+              " is more than 16384 (or 256 heads); start more ranks"));
   require(max_sequences <= 2000, cat("max_num_seqs is ", max_sequences, ", expected at most 2000"));
   require(attention.scale != 0, "the attention scale is 0");
   require(!target.is_310p || target.ranks.size == 1 || target.communication == "hccl",

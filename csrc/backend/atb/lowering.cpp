@@ -54,8 +54,8 @@ class Lowering {
 
   void operator()(const Embed& op) {
     const Slot table = weight(op.table, {whole(graph_[op.table].dims[0])}, whole(columns(op.out)), /*nz=*/false);
-    place(op.out, node("embed", Gather{}, {table, step_input(Feed::kTokenIds)},
-                       make(op.out, {kTokens, columns(op.out)})));
+    place(op.out,
+          node("embed", Gather{}, {table, step_input(Feed::kTokenIds)}, make(op.out, {kTokens, columns(op.out)})));
   }
 
   void operator()(const RmsNorm& op) {
@@ -129,8 +129,8 @@ class Lowering {
 
     const bool encodes = options_.phase == Phase::kPrefill || options_.phase == Phase::kPrefix;
     const bool rank2 = options_.phase == Phase::kPrefill && !target_.is_310p;
-    const Slot out = rank2 ? make(op.out, {kTokens, heads.query * op.head_dim})
-                           : make(op.out, {kTokens, heads.query, op.head_dim});
+    const Slot out =
+        rank2 ? make(op.out, {kTokens, heads.query * op.head_dim}) : make(op.out, {kTokens, heads.query, op.head_dim});
     place(op.out, out);
     std::vector<Slot> ins{use(op.q)};
     std::vector<View> views{rank2 ? View{} : split_q};
@@ -140,11 +140,9 @@ class Lowering {
     } else {
       ins.insert(ins.end(), {k_cache, v_cache, step_input(Feed::kBlockTables)});
       if (options_.phase == Phase::kPrefix)
-        ins.insert(ins.end(),
-                   {step_input(Feed::kMask), step_input(Feed::kQueryLens), step_input(Feed::kContextLens)});
+        ins.insert(ins.end(), {step_input(Feed::kMask), step_input(Feed::kQueryLens), step_input(Feed::kContextLens)});
       if (options_.phase == Phase::kExtend)
-        ins.insert(ins.end(),
-                   {step_input(Feed::kContextLens), step_input(Feed::kMask), step_input(Feed::kQueryLens)});
+        ins.insert(ins.end(), {step_input(Feed::kContextLens), step_input(Feed::kMask), step_input(Feed::kQueryLens)});
       if (options_.phase == Phase::kDecode) ins.push_back(step_input(Feed::kContextLens));
     }
     views.resize(rank2 ? 0 : ins.size());
@@ -177,9 +175,7 @@ class Lowering {
   }
 
   // Not computed here: left to the norm that reads it.
-  void operator()(const Add& op) {
-    places_[index(op.out)] = Place{use(op.b), true, use(op.a)};
-  }
+  void operator()(const Add& op) { places_[index(op.out)] = Place{use(op.b), true, use(op.a)}; }
 
   void operator()(const GatherRows& op) {
     Place x = place_of(op.x);
@@ -187,8 +183,8 @@ class Lowering {
       const std::vector<std::int64_t> shape{kRows, columns(op.x)};
       x.slot = node("rows", Gather{}, {x.slot, step_input(Feed::kLogitRows)}, make(op.out, shape));
       if (x.is_sum)
-        x.residual =
-            node("residual_rows", Gather{}, {x.residual, step_input(Feed::kLogitRows)}, make(op.out, shape, "_residual"));
+        x.residual = node("residual_rows", Gather{}, {x.residual, step_input(Feed::kLogitRows)},
+                          make(op.out, shape, "_residual"));
     }
     places_[index(op.out)] = x;
   }
@@ -289,8 +285,8 @@ class Lowering {
   Slot use(ValueId id) {
     const Place place = place_of(id);
     if (!place.is_sum) return place.slot;
-    const Slot sum = node(graph_[id].name, Sum{}, {place.residual, place.slot},
-                          make(id, tensors_[place.slot].shape, "_sum"));
+    const Slot sum =
+        node(graph_[id].name, Sum{}, {place.residual, place.slot}, make(id, tensors_[place.slot].shape, "_sum"));
     places_[index(id)] = Place{sum};
     return sum;
   }

@@ -1,8 +1,8 @@
 // From a layer graph to what ATB is told.
 //
 // A sum followed by a norm is one PRENORM node, within a layer and from one layer to the next: graphs hand each other a
-// sum as its two terms, `hidden` and `residual`. With several ranks the matrices are sharded, and AllReduce or AllGather
-// nodes put the parts together.
+// sum as its two terms, `hidden` and `residual`. With several ranks the matrices are sharded, and AllReduce or
+// AllGather nodes put the parts together.
 //
 // The 310P has rules of its own: every matrix and the cache in NZ format, attention over [T, heads, D] with a mask that
 // covers the whole prompt, no SwiGlu kernel, and no attention of several queries to the cache.

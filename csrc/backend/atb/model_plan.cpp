@@ -55,8 +55,8 @@ std::int64_t block_bytes(const ModelGraph& graph, const Target& target, std::int
 
 std::int64_t resident_bytes(const ModelPlan& plan, const ProgramOptions& options) {
   const LayerPlans& layers = plan.layers[static_cast<std::size_t>(Phase::kPrefill)];
-  const std::int64_t weights = weight_bytes(plan.embed) + plan.num_layers * weight_bytes(layers.rest) +
-                               weight_bytes(plan.head);
+  const std::int64_t weights =
+      weight_bytes(plan.embed) + plan.num_layers * weight_bytes(layers.rest) + weight_bytes(plan.head);
   // A layer's, and the second pair of the buffers between layers.
   const std::int64_t rows = options.max_tokens * (2 * bytes_per_row(layers.rest) + bytes_per_row(plan.embed));
   return weights + rows + 2 * options.max_logit_rows * bytes_per_row(plan.head_rows);

@@ -219,8 +219,8 @@ void check_outputs(const GraphPlan& plan, const atb::Operation& operation, const
     describe(plan.outputs[i], extents, tensor);
     LB_CHECK(outs.at(i).dtype == tensor.desc.dtype && outs.at(i).format == tensor.desc.format &&
                  count(outs.at(i)) == count(tensor.desc),
-             plan.name, ", output '", plan.outputs[i].name, "': ATB infers ", count(outs.at(i)),
-             " elements of type ", static_cast<int>(outs.at(i).dtype), ", planned are ", count(tensor.desc), " of type ",
+             plan.name, ", output '", plan.outputs[i].name, "': ATB infers ", count(outs.at(i)), " elements of type ",
+             static_cast<int>(outs.at(i).dtype), ", planned are ", count(tensor.desc), " of type ",
              static_cast<int>(tensor.desc.dtype));
   }
 }

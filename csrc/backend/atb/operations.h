@@ -12,9 +12,7 @@
 namespace lb::npu {
 
 struct DestroyOperation {
-  void operator()(atb::Operation* operation) const noexcept {
-    static_cast<void>(atb::DestroyOperation(operation));
-  }
+  void operator()(atb::Operation* operation) const noexcept { static_cast<void>(atb::DestroyOperation(operation)); }
 };
 using OperationPtr = std::unique_ptr<atb::Operation, DestroyOperation>;
 

@@ -1,5 +1,5 @@
-// What ATB is told to compute, as plain data: tensors, nodes and weights of a graph operation. No CANN header is needed to
-// make or read it, so lowering is tested, and its result printed, on any machine.
+// What ATB is told to compute, as plain data: tensors, nodes and weights of a graph operation. No CANN header is needed
+// to make or read it, so lowering is tested, and its result printed, on any machine.
 #pragma once
 
 #include <cstdint>

@@ -158,7 +158,9 @@ void AtbProgram::clear_cache() {
 std::byte* AtbProgram::address(const Tensor& tensor, const std::vector<std::size_t>& weights, std::int64_t layer,
                                Phase phase, bool is_output) const {
   const auto pair = static_cast<std::size_t>((layer + (is_output ? 1 : 0)) % 2);
-  const auto at_layer = [layer](const std::vector<std::int64_t>& list) { return list[static_cast<std::size_t>(layer)]; };
+  const auto at_layer = [layer](const std::vector<std::int64_t>& list) {
+    return list[static_cast<std::size_t>(layer)];
+  };
   switch (tensor.feed) {
     case Feed::kWeight: return weights_.at(slab_, weights[tensor.weight]);
     case Feed::kCosTable: return slab_.at(places_.cos_table);
@@ -170,7 +172,8 @@ std::byte* AtbProgram::address(const Tensor& tensor, const std::vector<std::size
     case Feed::kCos: return slab_.at(places_.cos);
     case Feed::kSin: return slab_.at(places_.sin);
     case Feed::kLogits: return slab_.at(places_.logits);
-    case Feed::kMask: return phase == Phase::kExtend ? nullptr : slab_.at(places_.mask[static_cast<std::size_t>(phase)]);
+    case Feed::kMask:
+      return phase == Phase::kExtend ? nullptr : slab_.at(places_.mask[static_cast<std::size_t>(phase)]);
     default: return nullptr;  // of a step
   }
 }
@@ -229,10 +232,10 @@ struct LargestStep {
 
   LargestStep(Phase phase, const ProgramOptions& options) {
     const std::int64_t longest = options.max_blocks * options.block_size;
-    const std::int64_t cached = phase == Phase::kPrefill    ? 0
-                                : phase == Phase::kPrefix   ? (longest > kPrefixMultiple ? kPrefixMultiple : 0)
-                                : phase == Phase::kExtend   ? std::min<std::int64_t>(1, longest - 1)
-                                                            : longest - 1;
+    const std::int64_t cached = phase == Phase::kPrefill  ? 0
+                                : phase == Phase::kPrefix ? (longest > kPrefixMultiple ? kPrefixMultiple : 0)
+                                : phase == Phase::kExtend ? std::min<std::int64_t>(1, longest - 1)
+                                                          : longest - 1;
     const std::int64_t per_sequence = phase == Phase::kDecode ? 1 : longest - cached;
     std::int64_t left = options.max_tokens;
     while (left > 0 && std::ssize(context_len) < options.max_sequences) {
@@ -247,8 +250,13 @@ struct LargestStep {
     const std::size_t table = context_len.size() * static_cast<std::size_t>(options.max_blocks);
     zeros.resize(std::max(positions.size(), table));
     const std::span<const std::int32_t> none(zeros);
-    batch = {none.first(positions.size()), positions,   none.first(positions.size()), seq_begin, context_len,
-             none.first(table),            rows};
+    batch = {none.first(positions.size()),
+             positions,
+             none.first(positions.size()),
+             seq_begin,
+             context_len,
+             none.first(table),
+             rows};
   }
 };
 
@@ -290,8 +298,8 @@ void AtbProgram::launch(BoundLaunch& bound) {
 template <class F>
 auto AtbProgram::guarded(F&& f) -> decltype(f()) {
   if (!broken_.empty()) {
-    throw BackendError(cat("atb backend: the model cannot be used after an earlier error, load it again; the error was: ",
-                           broken_));
+    throw BackendError(
+        cat("atb backend: the model cannot be used after an earlier error, load it again; the error was: ", broken_));
   }
   try {
     if (bound_thread_ != std::this_thread::get_id()) {
@@ -317,7 +325,8 @@ std::span<const float> AtbProgram::run_step(const StepBatch& batch) {
   const Phase phase = classify(batch, has_prefix);
   std::vector<BoundLaunch>& layers = layers_[static_cast<std::size_t>(phase)];
   if (layers.empty()) {
-    throw BackendError(cat("atb backend: ", device_.soc(), " cannot compute several tokens after cached ones; use a "
+    throw BackendError(cat("atb backend: ", device_.soc(),
+                           " cannot compute several tokens after cached ones; use a "
                            "max_num_batched_tokens of at least max_model_len, and no prefix caching"));
   }
   inputs_.assemble(batch, phase, target_.dtype, device_, extents_);

@@ -25,7 +25,8 @@ class AtbProgram final : public Program {
              Device& device, ThreadPool& pool);
   ~AtbProgram() override;
 
-  // After a failed step the program can be used again where the device answers; otherwise every later call says why not.
+  // After a failed step the program can be used again where the device answers; otherwise every later call says why
+  // not.
   std::span<const float> run(const StepBatch& batch) override;
   void copy_blocks(std::span<const BlockCopy> copies) override;
   std::int64_t agree(std::int64_t value) override;

@@ -30,7 +30,7 @@ constexpr Meaning kAtb[] = {
     {9, "wrong tensor size", kReport},
     {10, "the operation has no kernel for this chip", kDoctor},
     {11, "shape inference failed", kReport},
-    {12, "CANN failed", kLoadAgain},
+    {12, "CANN failed", "source ascend-toolkit/set_env.sh, so that libopapi.so is found, and load the model again"},
     {13, "no kernel takes these types and formats", kReport},
     {14, "wrong tensor address", kReport},
     {15, "wrong number of tensors", kReport},
@@ -44,7 +44,8 @@ constexpr Meaning kAtb[] = {
     {23, "invalid workspace", kReport},
     {24, "invalid operation", kReport},
     {25, "communication between ranks failed",
-     "look at the other ranks, remove what a crash left (/dev/shm/sem.hccl*, /dev/shm/sem.lccl*), and start them again"},
+     "look at the other ranks, remove what a crash left (/dev/shm/sem.hccl*, /dev/shm/sem.lccl*), and start them "
+     "again"},
     {26, "out of device memory", kLessMemory},
     {27, "out of host memory", "free host memory: each rank takes some 400 MB of it for tiling data"},
     {28, "no communicator", "start as many ranks as RANK_SIZE says"},

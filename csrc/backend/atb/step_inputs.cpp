@@ -41,8 +41,7 @@ StepInputs::StepInputs(const ProgramOptions& options, Slab& slab)
     : options_(options),
       capacity_(3 * padded(options.max_tokens) + padded(options.max_logit_rows) + 2 * padded(options.max_sequences) +
                 padded(options.max_sequences * options.max_blocks)),
-      slab_offset_(slab.add(capacity_)) {
-}
+      slab_offset_(slab.add(capacity_)) {}
 
 void StepInputs::allocate(const Slab& slab) {
   device_ints_ = slab.at(slab_offset_);

@@ -162,8 +162,7 @@ void DeviceWeights::upload(const Slab& slab, const Device& device, const WeightL
     for (std::size_t i = next++; i < tasks.size(); i = next++) {
       const Entry& entry = entries_[tasks[i].entry];
       uploader.run(lookup(entry.name), entry.part, tasks[i], slab.at(entry.offset));
-      const std::int64_t now =
-          done += tasks[i].num_rows * entry.part.columns.count * size_bytes(entry.part.element);
+      const std::int64_t now = done += tasks[i].num_rows * entry.part.columns.count * size_bytes(entry.part.element);
       if (on_progress && std::this_thread::get_id() == caller) on_progress(now, total);
     }
     uploader.finish();
