@@ -1,13 +1,25 @@
 #include "backend/backend.h"
 
+#include <cstdlib>
+
+#include "backend/atb/atb_backend.h"
 #include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
 
 namespace lb {
 
-std::vector<std::string> backend_names() { return {"cpu"}; }
+std::vector<std::string> backend_names() {
+  if (npu::is_built()) return {npu::kBackendName, "cpu"};
+  return {"cpu"};
+}
 
-std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& /*device*/) {
+DeviceReport probe_devices() { return npu::probe_devices(); }
+
+std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device) {
+  const char* preferred = std::getenv("LLM_BOOST_BACKEND");
+  if (name == "auto" && preferred != nullptr && *preferred != '\0') name = preferred;
+  if (name == "auto") name = npu::has_device() ? npu::kBackendName : "cpu";
+  if (name == npu::kBackendName) return npu::make_atb_backend(pool, device);
   if (name == "cpu") return std::make_unique<cpu::CpuBackend>(pool);
   std::string known;
   for (const std::string& each : backend_names()) known += cat(known.empty() ? "" : ", ", each);

@@ -43,7 +43,7 @@ struct ProgramOptions {
   std::int64_t max_blocks = 0;       // width of a block table row
   std::int64_t block_size = 16;
   std::int64_t num_blocks = 0;
-  DType activation_dtype = DType::kBF16;  // of matrix product inputs and of the KV cache: kBF16 or kF32
+  DType activation_dtype = DType::kBF16;  // of matrix product inputs and of the KV cache
   std::optional<DType> weight_dtype;      // nothing: as stored
   bool time_steps = false;                // collect step times
   std::function<void(std::int64_t done, std::int64_t total)>
@@ -60,6 +60,10 @@ class Program {
 
   // Copies the cache of whole blocks, in order, before the next run().
   virtual void copy_blocks(std::span<const BlockCopy> copies) = 0;
+
+  // The smallest value that any process gives of those that share the model: they must do the same, in the same order.
+  // Each calls it at the same point. 0 to 2^31 - 1.
+  virtual std::int64_t agree(std::int64_t value) { return value; }
 
   // Time spent in each kind of step since the last call, for benchmarks: {name, seconds}.
   struct StepTime {
@@ -81,9 +85,12 @@ class Program {
 using WeightLookup = std::function<const StoredTensor&(const std::string& name)>;
 
 struct Capabilities {
-  bool mixes_prefill_and_decode = true;  // one step may hold both
+  bool mixes_prefill_and_decode = true;  // one step should hold both
+  bool continues_prompts = true;         // several tokens may follow cached ones: chunked prefill, prefix hits
+  std::int64_t chunk_multiple = 1;       // positions where chunks should end that do not end a prompt
   std::int64_t block_size_multiple = 1;  // block_size must be a multiple of this
-  std::string description;               // "AVX-512 BF16, 2 threads"
+  std::int64_t default_block_size = 16;
+  std::string description;  // "AVX-512 BF16, 2 threads"
 };
 
 // What a user may choose about an accelerator; a backend that runs on the host has no use for it.
@@ -97,18 +104,38 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const Capabilities& capabilities() const = 0;
+  // The type of activations that suits weights of type `weights`.
+  virtual DType activation_dtype(DType weights) const = 0;
   // Bytes of KV cache that one block takes in all layers.
   virtual std::int64_t block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const = 0;
+  // Bytes that the KV cache should take where nobody says how many, beside weights of `stored_bytes` and what a program
+  // with these options (but num_blocks and max_blocks) takes.
+  virtual std::int64_t cache_budget(const ModelGraph& graph, const ProgramOptions& options,
+                                    std::int64_t stored_bytes) const = 0;
   virtual std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,
                                            const ProgramOptions& options) = 0;
 };
 
-// Creates the backend called `name` ("cpu"); throws BackendError for a name that this build does not have. The pool
-// must outlive the backend and its programs.
+// Creates the backend called `name`; "auto" is the one that the environment variable LLM_BOOST_BACKEND names, or else
+// the best that runs here. Throws BackendError for a name that this build does not have. The pool must outlive the
+// backend, and the backend its programs.
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
 
-// The names that make_backend() knows in this build, the best first: what "auto" takes.
+// The names that make_backend() knows in this build, best first.
 std::vector<std::string> backend_names();
+
+// What is known of NPUs here, for people.
+struct DeviceReport {
+  bool is_built = false;  // the atb backend is in this build
+  std::string built_for;  // versions of CANN and ATB that it was built with
+  std::int64_t abi = 0;   // _GLIBCXX_USE_CXX11_ABI of the build
+  std::int64_t num_devices = 0;
+  std::string soc;  // of device 0, as its memory
+  std::int64_t free_bytes = 0;
+  std::int64_t total_bytes = 0;
+  std::string problem;  // why nothing is known
+};
+DeviceReport probe_devices();
 
 // Throws RequestError unless `batch` can run in a program compiled with `options` for a model with `vocab_size` tokens
 // and `max_positions` positions: sizes, ranges, and agreement of positions, slots and block tables.

@@ -217,7 +217,16 @@ PYBIND11_MODULE(_core, m) {
   lb::bind_model_records(m);
   bind_requests(m);
   bind_model(m);
-  m.def("backend_names", &lb::backend_names, "Backends of this build, the best first.");
+  m.def("backend_names", &lb::backend_names, "Backends of this build, best first.");
+  m.def(
+      "device_report",
+      [] {
+        const lb::DeviceReport report = lb::probe_devices();
+        return py::dict("is_built"_a = report.is_built, "built_for"_a = report.built_for, "abi"_a = report.abi,
+                        "num_devices"_a = report.num_devices, "soc"_a = report.soc, "free_bytes"_a = report.free_bytes,
+                        "total_bytes"_a = report.total_bytes, "problem"_a = report.problem);
+      },
+      "What is known of the NPUs of this machine; never raises.");
   m.def(
       "usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
   m.def(

@@ -47,7 +47,7 @@ void Engine::add(Request request) {
   const SamplingParams& params = shared->params;
   auto sequence = std::make_unique<Sequence>();
   sequence->request = shared;
-  sequence->seed = params.seed ? *params.seed : std::random_device{}() * 0x100000001ULL ^ std::random_device{}();
+  sequence->seed = params.seed ? *params.seed : random_seed();
   sequence->forks = params.n - 1;
   sequence->mask = shared->mask;
   sequence->max_length =
@@ -63,6 +63,13 @@ void Engine::set_token_mask(RequestId id, std::int32_t sample, TokenMask mask) {
   if (sequence == nullptr || !sequence->awaits_mask) return;
   sequence->mask = std::move(mask);
   sequence->awaits_mask = false;
+}
+
+// The same in all processes that share the model: they must choose the same tokens.
+std::uint64_t Engine::random_seed() {
+  const auto half = [this] { return static_cast<std::uint64_t>(agree(std::random_device{}() & 0x7fffffffU)); };
+  const std::uint64_t high = half();
+  return high << 32 ^ half();
 }
 
 void Engine::cancel(RequestId id) { cancelled_.insert(id); }

@@ -49,6 +49,9 @@ class Engine {
   // Throws RequestError unless a mask fits the vocabulary and allows a token of it. Safe to call from any thread.
   void check_mask(const TokenMask& mask) const;
 
+  // The smallest value that any process gives of those that share the model; see Program::agree().
+  std::int64_t agree(std::int64_t value) { return program_->agree(value); }
+
   // Queues a request that check() accepts.
   void add(Request request);
   // Gives the mask of the next token of a constrained sample. Ignored when the sample has ended.
@@ -90,6 +93,7 @@ class Engine {
                             StepOutput& output);
   void accept_token(const Choice& choice, std::span<const float> logits, StepOutput& output);
   FinishReason finish_reason(const Sequence& sequence, std::int32_t token, std::int32_t& stop_token) const;
+  std::uint64_t random_seed();
   bool drop_cancelled(StepOutput& output);
   std::span<const float> row(std::span<const float> logits, std::size_t index) const;
 

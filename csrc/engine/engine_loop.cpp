@@ -1,5 +1,6 @@
 #include "engine/engine_loop.h"
 
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -59,24 +60,25 @@ EngineLoop::~EngineLoop() {
   thread_.join();
 }
 
-void EngineLoop::post(Command command) {
+void EngineLoop::post(Command command, Scope scope) {
   {
     const std::lock_guard lock(mutex_);
-    commands_.push_back(std::move(command));
+    (scope == Scope::kShared ? commands_ : local_commands_).push_back(std::move(command));
   }
   wake_.notify_one();
 }
 
-void EngineLoop::call(const Command& command) {
+void EngineLoop::call(const Command& command, Scope scope) {
   std::promise<void> done;
-  post([&] {
+  const auto report = [&] {
     try {
       command();
       done.set_value();
     } catch (...) {
       done.set_exception(std::current_exception());
     }
-  });
+  };
+  post(report, scope);
   done.get_future().get();
 }
 
@@ -119,7 +121,7 @@ void EngineLoop::forward(const StepBatch& batch, std::span<float> logits) {
 
 EngineStats EngineLoop::stats() {
   EngineStats stats;
-  call([&] { stats = engine_->stats(); });
+  call([&] { stats = engine_->stats(); }, Scope::kLocal);
   return stats;
 }
 
@@ -132,30 +134,57 @@ void EngineLoop::dispatch(const StepOutput& output) {
   }
 }
 
+void EngineLoop::fail_clients(std::exception_ptr error) {
+  for (auto& [id, client] : clients_) client.queue->fail(error);
+  clients_.clear();
+}
+
+// Runs as many commands as every process that shares the model has.
+void EngineLoop::run_commands(std::vector<Command>& shared, bool busy) {
+  if (shared.empty() && !busy) return;
+  auto count = static_cast<std::int64_t>(shared.size());
+  try {
+    count = engine_->agree(count);
+  } catch (...) {
+    fail_clients(std::current_exception());  // and let the commands find out the same
+  }
+  for (auto command = shared.begin(); command != shared.begin() + count; ++command) {
+    try {
+      (*command)();
+    } catch (...) {
+      fail_clients(std::current_exception());
+    }
+  }
+  shared.erase(shared.begin(), shared.begin() + count);
+}
+
 void EngineLoop::run() {
   StepOutput output;
-  std::vector<Command> commands;
+  std::vector<Command> shared;
+  std::vector<Command> local;
   bool busy = false;
   while (true) {
     {
       std::unique_lock lock(mutex_);
-      if (!busy) wake_.wait(lock, [this] { return stopping_ || !commands_.empty(); });
+      const auto has_work = [this] { return stopping_ || !commands_.empty() || !local_commands_.empty(); };
+      if (!busy && shared.empty()) wake_.wait(lock, has_work);
       if (stopping_) break;
-      std::swap(commands, commands_);
+      shared.insert(shared.end(), std::make_move_iterator(commands_.begin()), std::make_move_iterator(commands_.end()));
+      commands_.clear();
+      std::swap(local, local_commands_);
     }
-    for (Command& command : commands) command();
-    commands.clear();
+    for (Command& command : local) command();
+    local.clear();
+    run_commands(shared, busy);
     try {
       busy = engine_->step(output);
       dispatch(output);
     } catch (...) {
-      for (auto& [id, client] : clients_) client.queue->fail(std::current_exception());
-      clients_.clear();
+      fail_clients(std::current_exception());
       busy = false;
     }
   }
-  const auto gone = std::make_exception_ptr(BackendError("the model was closed while requests were being served"));
-  for (auto& [id, client] : clients_) client.queue->fail(gone);
+  fail_clients(std::make_exception_ptr(BackendError("the model was closed while requests were being served")));
 }
 
 }  // namespace lb

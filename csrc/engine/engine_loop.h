@@ -68,14 +68,20 @@ class EngineLoop {
   using Command = std::function<void()>;
 
   void run();
-  void post(Command command);
-  void call(const Command& command);  // waits until it is done; passes its exception on
+  // Of a command that changes what is computed, processes that share a model must all have one before any runs it.
+  enum class Scope : std::uint8_t { kShared, kLocal };
+  void post(Command command, Scope scope = Scope::kShared);
+  // Waits until it is done; passes its exception on.
+  void call(const Command& command, Scope scope = Scope::kShared);
   void dispatch(const StepOutput& output);
+  void fail_clients(std::exception_ptr error);
+  void run_commands(std::vector<Command>& shared, bool busy);
 
   std::unique_ptr<Engine> engine_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<Command> commands_;
+  std::vector<Command> local_commands_;
   bool stopping_ = false;
   RequestId last_id_ = 0;
 

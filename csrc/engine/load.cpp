@@ -12,10 +12,6 @@
 namespace lb {
 namespace {
 
-// Without num_blocks, the cache takes at most this, and at most a quarter of the memory that is free: enough for
-// thousands of tokens of a 7B model, while a laptop keeps room for other things.
-constexpr std::int64_t kDefaultCacheBytes = std::int64_t{4} << 30;
-
 // Prompts whose logprobs are wanted are computed in chunks of so many tokens: a row of logits can be 600 KB.
 constexpr std::int64_t kPromptLogprobRows = 64;
 
@@ -24,7 +20,7 @@ void check_options(const EngineOptions& options, const ModelConfig& config) {
     if (value < low || value > high) throw ConfigError(cat(option, " is ", value, ", expected ", low, " to ", high));
   };
   in_range("num_threads", options.num_threads, 0, 1024);
-  in_range("block_size", options.block_size, 1, 1024);
+  in_range("block_size", options.block_size, 0, 1024);
   in_range("num_blocks", options.num_blocks, 0, std::int64_t{1} << 24);
   in_range("max_num_seqs", options.max_num_seqs, 1, 4096);
   in_range("max_model_len", options.max_model_len, 0, config.max_positions);
@@ -52,19 +48,21 @@ std::int64_t stored_bytes(const ModelGraph& graph, const WeightTable& weights) {
 }
 
 // How many blocks, and how long a sample may be, as far as the user has not said.
-void plan_cache(const ModelConfig& config, const EngineOptions& options, std::int64_t block_bytes,
-                std::int64_t weight_bytes, ProgramOptions& program, std::int64_t& max_model_len) {
+void plan_cache(const ModelConfig& config, const EngineOptions& options, const Backend& backend,
+                const ModelGraph& graph, std::int64_t stored_bytes, ProgramOptions& program,
+                std::int64_t& max_model_len) {
   program.num_blocks = options.num_blocks;
   max_model_len = options.max_model_len;
   if (program.num_blocks == 0) {
     const std::int64_t wanted_len = max_model_len == 0 ? config.max_positions : max_model_len;
-    const std::int64_t blocks_per_sample = ceil_div(wanted_len, options.block_size);
-    const std::int64_t budget = std::min(kDefaultCacheBytes, (available_memory() - weight_bytes) / 4);
+    const std::int64_t blocks_per_sample = ceil_div(wanted_len, program.block_size);
+    const std::int64_t budget = backend.cache_budget(graph, program, stored_bytes);
+    const std::int64_t block_bytes = backend.block_bytes(graph, program.block_size, program.activation_dtype);
     program.num_blocks = std::clamp<std::int64_t>(budget / block_bytes, 1, options.max_num_seqs * blocks_per_sample);
     if (options.max_model_len != 0) program.num_blocks = std::max(program.num_blocks, blocks_per_sample);
   }
-  if (max_model_len == 0) max_model_len = std::min(config.max_positions, program.num_blocks * options.block_size);
-  program.max_blocks = ceil_div(max_model_len, options.block_size);
+  if (max_model_len == 0) max_model_len = std::min(config.max_positions, program.num_blocks * program.block_size);
+  program.max_blocks = ceil_div(max_model_len, program.block_size);
 }
 
 }  // namespace
@@ -80,8 +78,7 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   weights.check(graph);
   pool_ =
       std::make_unique<ThreadPool>(options.num_threads > 0 ? static_cast<int>(options.num_threads) : usable_threads());
-  backend_ =
-      make_backend(options.backend == "auto" ? backend_names().front() : options.backend, *pool_, options.device);
+  backend_ = make_backend(options.backend, *pool_, options.device);
   const Capabilities& capabilities = backend_->capabilities();
   if (options.block_size % capabilities.block_size_multiple != 0) {
     throw ConfigError(cat("block_size is ", options.block_size, ", but this backend (", capabilities.description,
@@ -89,19 +86,17 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   }
   ProgramOptions program;
   if (options.dtype != "auto") program.weight_dtype = parse_dtype(options.dtype, "dtype");
-  const bool all_bf16 = common_weight_dtype(graph, weights, program.weight_dtype) == DType::kBF16;
   program.activation_dtype = options.activation_dtype == "auto"
-                                 ? (all_bf16 ? DType::kBF16 : DType::kF32)
+                                 ? backend_->activation_dtype(common_weight_dtype(graph, weights, program.weight_dtype))
                                  : parse_dtype(options.activation_dtype, "activation_dtype");
   program.max_tokens = options.max_num_batched_tokens;
   program.max_sequences = options.max_num_seqs;
   program.max_logit_rows = std::min(std::max(options.max_num_seqs, kPromptLogprobRows), options.max_num_batched_tokens);
-  program.block_size = options.block_size;
+  program.block_size = options.block_size == 0 ? capabilities.default_block_size : options.block_size;
   program.time_steps = options.time_steps;
   program.on_progress = options.on_progress;
   EngineLimits limits{config.vocab_size, 0, options.eos_token_ids};
-  plan_cache(config, options, backend_->block_bytes(graph, options.block_size, program.activation_dtype),
-             stored_bytes(graph, weights), program, limits.max_model_len);
+  plan_cache(config, options, *backend_, graph, stored_bytes(graph, weights), program, limits.max_model_len);
 
   auto compiled = backend_->compile(
       graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program);
@@ -121,7 +116,8 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
                                    .max_sequences = program.max_sequences,
                                    .max_logit_rows = program.max_logit_rows,
                                    .mixes_prefill_and_decode = capabilities.mixes_prefill_and_decode,
-                                   .prefix_caching = options.enable_prefix_caching};
+                                   .prefix_caching = options.enable_prefix_caching && capabilities.continues_prompts,
+                                   .chunk_multiple = capabilities.chunk_multiple};
   return std::make_unique<Engine>(std::move(compiled), program, scheduling, std::move(limits), *pool_, kernels);
 }
 

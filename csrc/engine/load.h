@@ -18,10 +18,10 @@ namespace lb {
 struct EngineOptions {
   std::string backend = "auto";           // the best there is
   std::string dtype = "auto";             // of weights: as stored
-  std::string activation_dtype = "auto";  // bfloat16 when all matrices are, else float32
+  std::string activation_dtype = "auto";  // what suits the backend and the weights
   std::int64_t num_threads = 0;           // 0: as many as this process may use
-  std::int64_t block_size = 16;
-  std::int64_t num_blocks = 0;  // 0: from the memory that is free
+  std::int64_t block_size = 0;            // 0: what suits the backend
+  std::int64_t num_blocks = 0;            // 0: from the memory that is free
   std::int64_t max_num_seqs = 64;
   std::int64_t max_model_len = 0;  // 0: what the model was trained for, or what fits the cache
   std::int64_t max_num_batched_tokens = 512;

@@ -112,7 +112,10 @@ std::int64_t Scheduler::chunk_tokens(const Sequence& sequence) const {
   if (sequence.params().prompt_logprobs >= 0 && sequence.num_computed < sequence.prompt_length()) {
     return std::min(num_tokens, logit_rows_left_);  // every token of the chunk wants logits
   }
-  return num_tokens == sequence.num_uncomputed() && logit_rows_left_ == 0 ? 0 : num_tokens;
+  if (num_tokens == sequence.num_uncomputed()) return logit_rows_left_ == 0 ? 0 : num_tokens;
+  const std::int64_t end = sequence.num_computed + num_tokens;
+  const std::int64_t aligned = end - end % limits_.chunk_multiple - sequence.num_computed;
+  return aligned > 0 ? aligned : num_tokens;  // any chunk is better than none
 }
 
 void Scheduler::append(StepPlan& plan, Sequence& sequence, std::int64_t num_tokens) {

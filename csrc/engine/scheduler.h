@@ -18,6 +18,7 @@ struct SchedulerLimits {
   std::int64_t max_logit_rows = 64;  // a step
   bool mixes_prefill_and_decode = true;
   bool prefix_caching = true;
+  std::int64_t chunk_multiple = 1;  // where a chunk should end that does not end its prompt
 };
 
 // Tokens [num_computed, num_computed + num_tokens) of a sequence.

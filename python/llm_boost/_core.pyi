@@ -169,7 +169,10 @@ def graph_text(config: ModelConfig) -> str:
     """The model's graphs, one line a node. Raises ConfigError."""
 
 def backend_names() -> list[str]:
-    """Backends of this build, the best first."""
+    """Backends of this build, best first."""
+
+def device_report() -> dict[str, Any]:
+    """What is known of the NPUs of this machine; never raises."""
 
 def usable_threads() -> int:
     """Threads that the affinity mask and the CPU quota allow."""

@@ -11,6 +11,7 @@
 namespace py = pybind11;
 using namespace py::literals;
 
+void bind_atb(py::module_& m);
 void bind_kernels(py::module_& m);
 void bind_engine(py::module_& m);
 
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_testing, m) {
         return sums;
       },
       "num_threads"_a, "num_jobs"_a, py::call_guard<py::gil_scoped_release>());
+  bind_atb(m);
   bind_kernels(m);
   bind_engine(m);
 }

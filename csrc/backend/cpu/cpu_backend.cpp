@@ -1,8 +1,11 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
+
 #include "backend/cpu/isa.h"
 #include "backend/cpu/program.h"
 #include "base/error.h"
+#include "base/host.h"
 
 namespace lb::cpu {
 
@@ -18,6 +21,14 @@ std::int64_t CpuBackend::block_bytes(const ModelGraph& graph, std::int64_t block
     return graph.num_layers * value.dims[0] * block_size * cache_bytes_per_position(value.dims[1], activation_dtype);
   }
   return 0;
+}
+
+// At most a quarter of the memory that is free, and no more than thousands of tokens of a 7B model take: a laptop keeps
+// room for other things.
+std::int64_t CpuBackend::cache_budget(const ModelGraph& /*graph*/, const ProgramOptions& /*options*/,
+                                      std::int64_t stored_bytes) const {
+  constexpr std::int64_t kMaximum = std::int64_t{4} << 30;
+  return std::min(kMaximum, (available_memory() - stored_bytes) / 4);
 }
 
 std::unique_ptr<Program> CpuBackend::compile(const ModelGraph& graph, const WeightLookup& weights,

@@ -14,6 +14,9 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(ThreadPool& pool);
 
   const Capabilities& capabilities() const override { return capabilities_; }
+  DType activation_dtype(DType weights) const override { return weights == DType::kBF16 ? DType::kBF16 : DType::kF32; }
+  std::int64_t cache_budget(const ModelGraph& graph, const ProgramOptions& options,
+                            std::int64_t stored_bytes) const override;
   std::int64_t block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const override;
   std::unique_ptr<Program> compile(const ModelGraph& graph, const WeightLookup& weights,
                                    const ProgramOptions& options) override;

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/convert.h"
 #include "base/error.h"
 
 namespace lb::cpu {
@@ -25,33 +26,12 @@ std::int64_t packed_bytes(const PackedWeight& weight) {
   return round_up(padded_rows(weight) * weight.columns * element, std::int64_t{64});
 }
 
-// Converts `count` stored elements to f32.
-void to_floats(DType dtype, const std::byte* source, std::int64_t count, float* target) {
-  const auto at = [source](std::int64_t i, auto element) {
-    std::memcpy(&element, source + static_cast<std::size_t>(i) * sizeof(element), sizeof(element));
-    return element;
-  };
-  for (std::int64_t i = 0; i < count; ++i) {
-    switch (dtype) {
-      case DType::kF32: target[i] = at(i, float{}); break;
-      case DType::kF16: target[i] = to_float(at(i, F16{})); break;
-      case DType::kBF16: target[i] = to_float(at(i, Bf16{})); break;
-    }
-  }
-}
-
 // Converts `count` elements in place from one type to another; the buffer is large enough for both.
 void convert(DType from, DType to, std::vector<std::byte>& buffer, std::int64_t count) {
   if (from == to) return;
   std::vector<float> floats(static_cast<std::size_t>(count));
   to_floats(from, buffer.data(), count, floats.data());
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::byte* target = buffer.data() + static_cast<std::size_t>(i) * size_bytes(to);
-    const float x = floats[static_cast<std::size_t>(i)];
-    if (to == DType::kF32) std::memcpy(target, &x, sizeof(x));
-    if (to == DType::kF16) *reinterpret_cast<F16*>(target) = to_f16(x);
-    if (to == DType::kBF16) *reinterpret_cast<Bf16*>(target) = to_bf16(x);
-  }
+  from_floats(floats.data(), count, to, buffer.data());
 }
 
 // Sixteen rows of a stored matrix and the lane group that they fill.
