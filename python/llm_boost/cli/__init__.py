@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from llm_boost import __version__
 from llm_boost._suggest import unknown_name
-from llm_boost.cli import convert, info, pull, run
+from llm_boost.cli import bench, convert, info, pull, run
 from llm_boost.cli.options import EXIT_INTERRUPTED
 from llm_boost.errors import InternalError, LlmBoostError
 
 # One module a subcommand: SUMMARY, add_arguments(parser) and main(arguments) -> exit code.
-_COMMANDS = {"pull": pull, "convert": convert, "run": run, "info": info}
+_COMMANDS = {"pull": pull, "convert": convert, "run": run, "info": info, "bench": bench}
 
 _EXIT_BAD_INPUT = 2
 
@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 (a bug), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if " ".join(words[:2]) in _COMMANDS:  # a command of two words
+        words[:2] = [" ".join(words[:2])]
     if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
         print(f"llm-boost: {unknown_name('command', words[0], _COMMANDS)}", file=sys.stderr)
         return _EXIT_BAD_INPUT
