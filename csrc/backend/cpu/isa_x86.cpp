@@ -1,4 +1,5 @@
 #include "backend/cpu/isa.h"
+#include "backend/cpu/probe.h"
 
 namespace lb::cpu {
 
@@ -13,6 +14,12 @@ std::vector<const Kernels*> available_kernels() {
   if (avx2) available.push_back(avx2_kernels());
   available.push_back(scalar_kernels());
   return available;
+}
+
+const Probe& probe_of(const Kernels& kernels) {
+  if (&kernels == avx512bf16_kernels()) return avx512bf16_probe();
+  if (&kernels == avx512_kernels()) return avx512_probe();
+  return &kernels == avx2_kernels() ? avx2_probe() : scalar_probe();
 }
 
 }  // namespace lb::cpu

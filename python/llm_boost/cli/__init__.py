@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llm_boost import __version__
 from llm_boost._suggest import unknown_name
-from llm_boost.cli import batch, bench_serve, convert, doctor, info, predict, pull, run, serve
+from llm_boost.cli import batch, bench, bench_serve, convert, doctor, info, predict, pull, run, serve
 from llm_boost.cli.options import EXIT_INTERRUPTED
 from llm_boost.errors import InternalError, LlmBoostError
 
@@ -21,6 +21,7 @@ _COMMANDS = {
     "predict": predict,
     "serve": serve,
     "batch": batch,
+    "bench": bench,
     "bench serve": bench_serve,
     "info": info,
     "doctor": doctor,

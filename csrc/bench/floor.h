@@ -1,0 +1,38 @@
+// What a step must do at least: the bytes that it has to read, and its arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "graph/graph.h"
+
+namespace lb::bench {
+
+struct Work {
+  double bytes = 0;
+  double flops = 0;
+
+  Work& operator+=(const Work& other) {
+    bytes += other.bytes;
+    flops += other.flops;
+    return *this;
+  }
+};
+
+// Counts weights that products use once a step, embedding rows, and keys and values once a sequence; and the flops of
+// matrix products and attention (a multiplication and an addition each), nothing else.
+class Floor {
+ public:
+  Floor(const ModelGraph& graph, DType weight_dtype, DType activation_dtype);
+
+  Work of(const StepBatch& batch) const;
+
+ private:
+  Work layers_;                 // flops: of a token
+  Work head_;                   // flops: of a logit row; nothing is read when no logits are wanted
+  double embedding_bytes_ = 0;  // of a token
+  double cache_bytes_ = 0;      // of a position, all layers
+  double attention_flops_ = 0;  // of a token and a position that it attends to, all layers
+};
+
+}  // namespace lb::bench

@@ -1,0 +1,320 @@
+#include "bench/kernel_cases.h"
+
+#include <algorithm>
+#include <cmath>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "bench/scheduler_case.h"
+#include "engine/sampler.h"
+
+namespace lb::bench {
+namespace {
+
+using cpu::kLanes;
+using cpu::kPanel;
+
+// Weights that a call reads come from memory, not from a cache, when calls go through so many bytes of them in turn.
+constexpr std::size_t kColdBytes = std::size_t{256} << 20;
+
+// Random words whose 16-bit halves, and the whole as a float, are numbers around 0.01 of either sign.
+void fill_random(Buffer& buffer) {
+  std::mt19937 random(1);
+  auto* words = reinterpret_cast<std::uint32_t*>(buffer.data());
+  const std::size_t count = buffer.size() / sizeof(std::uint32_t);
+  const std::size_t period = std::min(count, std::size_t{1} << 20);
+  for (std::size_t i = 0; i < period; ++i) words[i] = 0x3c003c00U | (random() & 0x80ff80ffU);
+  for (std::size_t i = period; i < count; ++i) words[i] = words[i - period];
+}
+
+std::shared_ptr<Buffer> random_buffer(std::int64_t bytes) {
+  auto buffer = std::make_shared<Buffer>(static_cast<std::size_t>(bytes));
+  fill_random(*buffer);
+  return buffer;
+}
+
+Work work_of(std::int64_t bytes, std::int64_t flops) {
+  return {static_cast<double>(bytes), static_cast<double>(flops)};
+}
+
+std::int64_t operand_bytes(const KernelContext& context) {
+  return static_cast<std::int64_t>(cpu::size_bytes(context.operand));
+}
+
+KernelCase linear_case(const Shape& shape, const KernelContext& context) {
+  const std::int64_t rows = shape[0];
+  const std::int64_t out_columns = shape[1];
+  const std::int64_t in_columns = round_up(shape[2], std::int64_t{2});
+  const std::int64_t panels = ceil_div(out_columns, std::int64_t{kPanel});
+  const std::int64_t panel_words = in_columns / cpu::elements_per_step(context.dtype) * kPanel;
+  const std::int64_t weight_bytes = panels * panel_words * 4;
+  const std::int64_t copies = std::max<std::int64_t>(static_cast<std::int64_t>(kColdBytes) / weight_bytes, 1);
+  auto x = random_buffer(rows * in_columns * operand_bytes(context));
+  auto weights = random_buffer(copies * weight_bytes);
+  auto out = random_buffer(rows * panels * kPanel * 4);
+  auto copy = std::make_shared<std::int64_t>(0);
+  const std::int64_t chunk = std::max<std::int64_t>(1, panels / (8 * context.pool.size()));
+  KernelCase result;
+  result.work = work_of(out_columns * in_columns * static_cast<std::int64_t>(size_bytes(context.dtype)),
+                        2 * rows * out_columns * in_columns);
+  result.call = [=, &context] {
+    const auto* words = reinterpret_cast<const std::uint32_t*>(weights->data()) + *copy * panels * panel_words;
+    *copy = (*copy + 1) % copies;
+    parallel_for(context.pool, ceil_div(panels, chunk), [&](std::int64_t i) {
+      context.kernels.linear({.x = x->data(),
+                              .ldx = in_columns,
+                              .rows = rows,
+                              .operand = context.operand,
+                              .weight = words,
+                              .weight_dtype = context.dtype,
+                              .in_columns = in_columns,
+                              .out_columns = out_columns,
+                              .panel_begin = i * chunk,
+                              .panel_end = std::min((i + 1) * chunk, panels),
+                              .out = out->data(),
+                              .ldo = panels * kPanel});
+    });
+  };
+  return result;
+}
+
+// The caches of some sequences of one layer, as the CPU backend lays them out, and rope tables.
+struct CacheMemory {
+  CacheMemory(std::int64_t sequences, std::int64_t context_len, std::int64_t kv_heads, std::int64_t head_dim,
+              DType dtype)
+      : blocks(ceil_div(context_len, kBlock)), block_table(static_cast<std::size_t>(blocks)) {
+    view.block_size = kBlock;
+    view.head_dim = head_dim;
+    view.padded_dim = round_up(head_dim, std::int64_t{kLanes});
+    view.dtype = dtype;
+    const std::int64_t per_step = cpu::elements_per_step(dtype);
+    key_words = head_dim * kLanes / per_step;
+    value_words = view.padded_dim * kLanes / per_step;
+    view.group_stride = kv_heads * (key_words + value_words);
+    sequence_words = blocks * view.group_stride;
+    memory = random_buffer(sequences * sequence_words * 4);
+    rope = random_buffer(context_len * head_dim * 4);
+    std::iota(block_table.begin(), block_table.end(), 0);
+    first_value = kv_heads * key_words;
+  }
+
+  cpu::CacheView head(std::int64_t sequence, std::int64_t kv_head) const {
+    cpu::CacheView result = view;
+    auto* base = reinterpret_cast<std::uint32_t*>(memory->data()) + sequence * sequence_words;
+    result.keys = base + kv_head * key_words;
+    result.values = base + first_value + kv_head * value_words;
+    return result;
+  }
+  cpu::RopeRow rope_at(std::int64_t position) const {
+    const auto* row = reinterpret_cast<const float*>(rope->data()) + position * view.head_dim;
+    return {row, row + view.head_dim / 2};
+  }
+
+  static constexpr std::int64_t kBlock = 16;
+  std::int64_t blocks;
+  std::vector<std::int32_t> block_table;
+  cpu::CacheView view;
+  std::int64_t key_words = 0, value_words = 0, first_value = 0, sequence_words = 0;
+  std::shared_ptr<Buffer> memory;
+  std::shared_ptr<Buffer> rope;
+};
+
+// The last tokens of each sequence attend to its context.
+KernelCase attention_case(const Shape& shape, const KernelContext& context) {
+  const std::int64_t sequences = shape[0], tokens = shape[1], context_len = shape[2], heads = shape[3],
+                     kv_heads = shape[4], head_dim = shape[5];
+  if (tokens > context_len || heads % kv_heads != 0 || head_dim % 2 != 0 || head_dim > cpu::kMaxHeadDim)
+    throw ConfigError("attention: expected tokens <= context, heads a multiple of kv heads, an even head size");
+  auto cache = std::make_shared<CacheMemory>(sequences, context_len, kv_heads, head_dim, context.activation_dtype);
+  const std::int64_t ld = heads * head_dim;
+  auto q = random_buffer(sequences * tokens * ld * 4);
+  auto out = random_buffer(sequences * tokens * ld * 4);
+  const std::size_t scratch_bytes = round_up(cpu::attention_scratch_bytes(head_dim), std::size_t{4096});
+  auto scratch = std::make_shared<Buffer>(scratch_bytes * static_cast<std::size_t>(context.pool.size()));
+  const std::int64_t group = heads / kv_heads;
+  const std::int64_t blocks = ceil_div(tokens * group, std::int64_t{cpu::kQueryRows});
+  const std::int64_t positions = tokens * context_len - tokens * (tokens - 1) / 2;  // pairs of a token and a position
+  KernelCase result;
+  result.work = work_of(sequences * 2 * kv_heads * head_dim * context_len *
+                            static_cast<std::int64_t>(size_bytes(context.activation_dtype)),
+                        4 * sequences * heads * head_dim * positions);
+  result.call = [=, &context] {
+    std::atomic<std::int64_t> next{0};
+    context.pool.run([&](int member) {
+      for (std::int64_t i = next++; i < sequences * kv_heads * blocks; i = next++) {
+        const std::int64_t sequence = i / (kv_heads * blocks);
+        const std::int64_t head = i % kv_heads;
+        const std::int64_t block = blocks - 1 - i / kv_heads % blocks;
+        const std::int64_t offset = sequence * tokens * ld + head * group * head_dim;
+        context.kernels.attend({.cache = cache->head(sequence, head),
+                                .block_table = cache->block_table.data(),
+                                .q = reinterpret_cast<const float*>(q->data()) + offset,
+                                .ldq = ld,
+                                .rope = {reinterpret_cast<const float*>(cache->rope->data()),
+                                         reinterpret_cast<const float*>(cache->rope->data())},
+                                .first_position = context_len - tokens,
+                                .group = group,
+                                .row_begin = block * cpu::kQueryRows,
+                                .row_end = std::min<std::int64_t>((block + 1) * cpu::kQueryRows, tokens * group),
+                                .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
+                                .operand = context.operand,
+                                .out = out->data() + offset * operand_bytes(context),
+                                .ldo = ld,
+                                .scratch = scratch->data() + static_cast<std::size_t>(member) * scratch_bytes});
+      }
+    });
+  };
+  return result;
+}
+
+// Rotates keys and writes them and values to the cache.
+KernelCase rope_case(const Shape& shape, const KernelContext& context) {
+  const std::int64_t tokens = shape[0], kv_heads = shape[1], head_dim = round_up(shape[2], std::int64_t{2});
+  auto cache = std::make_shared<CacheMemory>(1, tokens, kv_heads, head_dim, context.activation_dtype);
+  auto kv = random_buffer(2 * tokens * kv_heads * head_dim * 4);
+  KernelCase result;
+  const auto cached = static_cast<std::int64_t>(size_bytes(context.activation_dtype));
+  result.work = work_of(2 * tokens * kv_heads * head_dim * (4 + cached), 0);
+  result.call = [=, &context] {
+    const auto* keys = reinterpret_cast<const float*>(kv->data());
+    parallel_for(context.pool, ceil_div(tokens * kv_heads, std::int64_t{8}), [&](std::int64_t piece) {
+      for (std::int64_t i = piece * 8; i < std::min((piece + 1) * 8, tokens * kv_heads); ++i) {
+        context.kernels.cache_write({.cache = cache->head(0, i % kv_heads),
+                                     .key = keys + i * head_dim,
+                                     .value = keys + (tokens * kv_heads + i) * head_dim,
+                                     .rope = cache->rope_at(i / kv_heads),
+                                     .slot = i / kv_heads,
+                                     .last_of_sequence = i / kv_heads == tokens - 1});
+      }
+    });
+  };
+  return result;
+}
+
+KernelCase norm_case(const Shape& shape, const KernelContext& context) {
+  const std::int64_t rows = shape[0], columns = shape[1];
+  const std::int64_t padded = round_up(columns, std::int64_t{kLanes});
+  auto x = random_buffer(rows * padded * 4);
+  auto weight = random_buffer(padded * 4);
+  auto out = random_buffer(rows * padded * 4);
+  KernelCase result;
+  result.work = work_of(rows * columns * (4 + operand_bytes(context)), 0);
+  result.call = [=, &context] {
+    parallel_for(context.pool, ceil_div(rows, std::int64_t{8}), [&](std::int64_t piece) {
+      for (std::int64_t row = piece * 8; row < std::min((piece + 1) * 8, rows); ++row) {
+        context.kernels.rms_norm({.x = reinterpret_cast<const float*>(x->data()) + row * padded,
+                                  .weight = reinterpret_cast<const float*>(weight->data()),
+                                  .columns = columns,
+                                  .epsilon = 1e-6F,
+                                  .operand = context.operand,
+                                  .out = out->data() + row * padded * operand_bytes(context)});
+      }
+    });
+  };
+  return result;
+}
+
+// One row of logits on one thread, as the engine samples it.
+KernelCase sampler_case(const Shape& shape, const KernelContext& context) {
+  const std::int64_t vocab = shape[0];
+  auto request = std::make_shared<Request>();
+  request->params.top_k = static_cast<std::int32_t>(shape[1]);
+  request->params.top_p = static_cast<float>(shape[2]) / 100;
+  if (shape[2] < 1 || shape[2] > 100) throw ConfigError("sampler: expected a top_p of 1 to 100 per cent");
+  request->prompt = {1, 2, 3};
+  auto sequence = std::make_shared<Sequence>();
+  sequence->request = request;
+  sequence->tokens = request->prompt;
+  auto sampler = std::make_shared<Sampler>(context.kernels, vocab, std::span<const std::int32_t>{});
+  auto logits = std::make_shared<std::vector<float>>(static_cast<std::size_t>(vocab));
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0.0F, 3.0F);  // about what models give
+  for (float& x : *logits) x = normal(random);
+  KernelCase result;
+  result.work = work_of(vocab * 4, 0);
+  result.call = [=] {
+    ++sequence->seed;
+    LB_CHECK(sampler->choose(*logits, *sequence) >= 0);
+  };
+  return result;
+}
+
+struct Kernel {
+  const char* name;
+  const char* shape;
+  KernelCase (*make)(const Shape& shape, const KernelContext& context);
+  std::vector<Shape> usual;
+};
+
+const std::vector<Kernel>& all_kernels() {
+  static const std::vector<Kernel> all = {
+      {"gemv",
+       "ROWSxOUTxIN",
+       linear_case,
+       {{1, 896, 896}, {1, 9728, 896}, {1, 151936, 896}, {1, 12288, 4096}, {1, 4096, 11008}}},
+      {"gemm",
+       "ROWSxOUTxIN",
+       linear_case,
+       {{8, 9728, 896}, {32, 9728, 896}, {512, 1152, 896}, {512, 9728, 896}, {512, 896, 4864}, {512, 12288, 4096}}},
+      {"attention",
+       "SEQUENCESxTOKENSxCONTEXTxHEADSxKV_HEADSxHEAD_DIM",
+       attention_case,
+       {{1, 1, 4096, 14, 2, 64},
+        {32, 1, 256, 14, 2, 64},
+        {1, 512, 512, 14, 2, 64},
+        {1, 512, 2048, 14, 2, 64},
+        {1, 512, 2048, 32, 32, 128}}},
+      {"rope", "TOKENSxKV_HEADSxHEAD_DIM", rope_case, {{1, 2, 64}, {512, 2, 64}, {512, 32, 128}}},
+      {"norm", "ROWSxCOLUMNS", norm_case, {{1, 896}, {512, 896}, {512, 4096}}},
+      {"sampler",
+       "VOCABxTOP_KxTOP_P_PERCENT",
+       sampler_case,
+       {{151936, 1, 100}, {151936, 0, 100}, {151936, 50, 100}, {151936, 0, 90}}},
+      {"scheduler", "SEQUENCESxCONTEXT", scheduler_case, {{1, 512}, {64, 512}, {64, 4096}}},
+  };
+  return all;
+}
+
+const Kernel& kernel_named(std::string_view name) {
+  std::string known;
+  for (const Kernel& kernel : all_kernels()) {
+    if (name == kernel.name) return kernel;
+    known += cat(known.empty() ? "" : ", ", kernel.name);
+  }
+  throw ConfigError(cat("there is no kernel '", name, "'; there are ", known));
+}
+
+}  // namespace
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const Kernel& kernel : all_kernels()) names.emplace_back(kernel.name);
+  return names;
+}
+
+std::string kernel_shape(std::string_view kernel) { return kernel_named(kernel).shape; }
+
+std::vector<Shape> usual_shapes(std::string_view kernel) { return kernel_named(kernel).usual; }
+
+void check_shape(std::string_view name, const Shape& shape) {
+  const std::string_view letters = kernel_named(name).shape;
+  const auto extents = static_cast<std::size_t>(std::count(letters.begin(), letters.end(), 'x')) + 1;
+  if (shape.size() != extents)
+    throw ConfigError(cat(name, " has shapes ", letters, ", found ", shape.size(), " extents"));
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const bool may_be_zero = name == "sampler" && i == 1;  // top_k
+    if (shape[i] < 1 && !may_be_zero) throw ConfigError(cat(name, ": extents must be at least 1"));
+  }
+}
+
+KernelCase make_case(std::string_view name, const Shape& shape, const KernelContext& context) {
+  check_shape(name, shape);
+  return kernel_named(name).make(shape, context);
+}
+
+}  // namespace lb::bench

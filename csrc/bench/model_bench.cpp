@@ -1,0 +1,269 @@
+#include "bench/model_bench.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <unordered_set>
+#include <utility>
+
+#include "backend/cpu/isa.h"
+#include "base/error.h"
+#include "bench/presets.h"
+#include "bench/random_weights.h"
+#include "engine/engine.h"
+#include "model/model.h"
+
+namespace lb::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Passes steps on to a program, and notes what each of them had to do and how long it took.
+class ObservedProgram final : public Program {
+ public:
+  ObservedProgram(std::unique_ptr<Program> program, Floor floor) : program_(std::move(program)), floor_(floor) {}
+
+  std::span<const float> run(const StepBatch& batch) override {
+    work_ = floor_.of(batch);
+    num_tokens_ = static_cast<std::int64_t>(batch.token_ids.size());
+    const Clock::time_point start = Clock::now();
+    const std::span<const float> logits = program_->run(batch);
+    seconds_ = seconds_since(start);
+    if (hashing_) hash(logits);
+    return logits;
+  }
+  void copy_blocks(std::span<const BlockCopy> copies) override { program_->copy_blocks(copies); }
+  std::vector<StepTime> take_step_times() override { return program_->take_step_times(); }
+  Memory memory() const override { return program_->memory(); }
+
+  // Of the last step.
+  const Work& work() const { return work_; }
+  std::int64_t num_tokens() const { return num_tokens_; }
+  double seconds() const { return seconds_; }
+
+  void start_hash() {
+    hashing_ = true;
+    hash_ = 0xcbf29ce484222325ULL;
+  }
+  std::uint64_t finish_hash() {
+    hashing_ = false;
+    return hash_;
+  }
+
+ private:
+  // FNV-1a over the bits of the logits, a word at a time.
+  void hash(std::span<const float> logits) {
+    for (const float x : logits) {
+      if (!std::isfinite(x)) throw BackendError("the model gave logits that are not numbers");
+      hash_ = (hash_ ^ std::bit_cast<std::uint32_t>(x)) * 0x100000001b3ULL;
+    }
+  }
+
+  std::unique_ptr<Program> program_;
+  const Floor floor_;
+  Work work_;
+  std::int64_t num_tokens_ = 0;
+  double seconds_ = 0;
+  bool hashing_ = false;
+  std::uint64_t hash_ = 0;
+};
+
+// Some steps of an engine: until every prompt has its first token, or from there on.
+struct Phase {
+  std::vector<double> seconds;  // of each step
+  std::vector<Work> work;
+  double program_seconds = 0;  // the part of all steps that was spent in the program
+  std::vector<OpTime> ops;     // of all steps
+
+  double total_seconds() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
+  Work total_work() const {
+    Work total;
+    for (const Work& each : work) total += each;
+    return total;
+  }
+};
+
+struct Pass {
+  Phase prefill;
+  Phase decode;  // of the steps in which all sequences get a token
+  std::vector<std::int32_t> tokens;
+};
+
+class ModelBench {
+ public:
+  ModelBench(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
+             Report& report);
+
+  void run(const Workload& workload);
+
+ private:
+  Pass run_once(const Workload& workload);
+  void add_requests(const Workload& workload);
+  void finish_phase(Phase& phase);
+  void report(const Workload& workload, const std::string& kind, std::vector<Phase> phases, std::uint64_t hash);
+
+  const std::string name_;
+  const Options& options_;
+  Report& report_;
+  std::int64_t vocab_size_ = 0;
+  ObservedProgram* program_ = nullptr;  // the engine's
+  std::unique_ptr<Engine> engine_;
+};
+
+ProgramOptions program_options(const Options& options, Backend& backend) {
+  ProgramOptions program;
+  program.max_tokens = options.max_num_batched_tokens;
+  program.block_size = round_up(program.block_size, backend.capabilities().block_size_multiple);
+  program.max_sequences = 1;
+  program.activation_dtype = options.activation_dtype;
+  program.time_steps = options.time_ops;
+  for (const Workload& workload : options.workloads) {
+    const std::int64_t blocks = ceil_div(workload.prompt + workload.generate, program.block_size);
+    program.max_blocks = std::max(program.max_blocks, blocks);
+    program.num_blocks = std::max(program.num_blocks, blocks * workload.batch);
+    program.max_sequences = std::max(program.max_sequences, workload.batch);
+  }
+  program.max_logit_rows = program.max_sequences;
+  program.max_tokens = std::max(program.max_tokens, program.max_sequences);
+  return program;
+}
+
+ModelBench::ModelBench(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
+                       Report& report)
+    : name_(preset_name), options_(options), report_(report) {
+  const ProgramOptions program = program_options(options, backend);
+  const std::int64_t max_model_len = program.max_blocks * program.block_size;
+  const ModelConfig config = preset(preset_name, options.num_layers, max_model_len);
+  vocab_size_ = config.vocab_size;
+  const ModelGraph graph = build_model(config);
+  const WeightTable weights = random_weights(graph, options.dtype, options.seed);
+  const Clock::time_point start = Clock::now();
+  auto compiled = std::make_unique<ObservedProgram>(
+      backend.compile(
+          graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program),
+      Floor(graph, options.dtype, options.activation_dtype));
+  const double load_seconds = seconds_since(start);
+  program_ = compiled.get();
+  const Program::Memory memory = compiled->memory();
+  report.add(ModelFacts{preset_name, config.num_layers, memory.weights, memory.cache, memory.arena, load_seconds});
+  const SchedulerLimits scheduling{.max_tokens = program.max_tokens,
+                                   .max_sequences = program.max_sequences,
+                                   .max_logit_rows = program.max_logit_rows,
+                                   .mixes_prefill_and_decode = backend.capabilities().mixes_prefill_and_decode,
+                                   .prefix_caching = false};  // every pass computes the same prompts
+  engine_ = std::make_unique<Engine>(std::move(compiled), program, scheduling,
+                                     EngineLimits{vocab_size_, max_model_len, {}}, pool, cpu::select_kernels());
+}
+
+void ModelBench::add_requests(const Workload& workload) {
+  std::mt19937_64 random(options_.seed);
+  for (std::int64_t i = 0; i < workload.batch; ++i) {
+    Request request{.id = i, .prompt = {}, .params = {}};
+    request.params.max_tokens = static_cast<std::int32_t>(workload.generate);
+    request.params.temperature = 0;
+    request.params.ignore_eos = true;
+    for (std::int64_t t = 0; t < workload.prompt; ++t)
+      request.prompt.push_back(static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(vocab_size_)));
+    engine_->check(request);
+    engine_->add(std::move(request));
+  }
+}
+
+// Takes the program's times of the steps of `phase`; what it did not take is the engine's: scheduling, assembling the
+// step, sampling.
+void ModelBench::finish_phase(Phase& phase) {
+  for (const Program::StepTime& time : program_->take_step_times()) {
+    if (time.seconds > 0) phase.ops.push_back({time.name, time.seconds});
+  }
+  phase.ops.push_back({"engine", phase.total_seconds() - phase.program_seconds});
+}
+
+Pass ModelBench::run_once(const Workload& workload) {
+  add_requests(workload);
+  program_->take_step_times();
+  Pass pass;
+  StepOutput output;
+  std::unordered_set<RequestId> begun;  // have their first token
+  for (Clock::time_point start = Clock::now(); engine_->step(output); start = Clock::now()) {
+    const double seconds = seconds_since(start);
+    const bool prefilling = static_cast<std::int64_t>(begun.size()) < workload.batch;
+    Phase& phase = prefilling ? pass.prefill : pass.decode;
+    if (prefilling || program_->num_tokens() == workload.batch) {
+      phase.seconds.push_back(seconds);
+      phase.work.push_back(program_->work());
+      phase.program_seconds += program_->seconds();
+    }
+    for (const TokenEvent& event : output.events) pass.tokens.push_back(event.token);
+    if (!prefilling) continue;
+    for (const TokenEvent& event : output.events) begun.insert(event.request);
+    if (static_cast<std::int64_t>(begun.size()) == workload.batch) finish_phase(pass.prefill);
+  }
+  finish_phase(pass.decode);
+  return pass;
+}
+
+void ModelBench::run(const Workload& workload) {
+  program_->start_hash();
+  const std::vector<std::int32_t> expected = run_once(workload).tokens;
+  const std::uint64_t hash = program_->finish_hash();
+  std::vector<Phase> prefills;
+  std::vector<Phase> decodes;
+  for (int repetition = 0; repetition < options_.repeat; ++repetition) {
+    Pass pass = run_once(workload);
+    if (pass.tokens != expected) throw BackendError(cat(name_, ": a repetition gave other tokens than the first"));
+    prefills.push_back(std::move(pass.prefill));
+    decodes.push_back(std::move(pass.decode));
+  }
+  report(workload, "prefill", std::move(prefills), hash);
+  if (!decodes.front().seconds.empty()) report(workload, "decode", std::move(decodes), hash);
+}
+
+// A sample is a whole prefill phase, or one decode step.
+void ModelBench::report(const Workload& workload, const std::string& kind, std::vector<Phase> phases,
+                        std::uint64_t hash) {
+  const bool prefill = kind == "prefill";
+  Result result{.kind = kind,
+                .name = name_,
+                .shape = {{"prompt", workload.prompt}, {"generate", workload.generate}, {"batch", workload.batch}},
+                .unit = "tokens",
+                .units = static_cast<double>(workload.batch * (prefill ? workload.prompt : 1)),
+                .work = {},
+                .seconds = {},
+                .ops = {},
+                .logits_hash = hash};
+  for (const Phase& phase : phases) {
+    result.work += phase.total_work();
+    if (prefill) {
+      result.seconds.push_back(phase.total_seconds());
+    } else {
+      result.seconds.insert(result.seconds.end(), phase.seconds.begin(), phase.seconds.end());
+    }
+    for (std::size_t i = 0; i < phase.ops.size(); ++i) {
+      if (i == result.ops.size()) result.ops.push_back({phase.ops[i].name, 0});
+      result.ops[i].seconds += phase.ops[i].seconds;
+    }
+  }
+  const auto samples = static_cast<double>(result.seconds.size());
+  result.work = {result.work.bytes / samples, result.work.flops / samples};
+  for (OpTime& op : result.ops) op.seconds /= samples;
+  report_.add(std::move(result));
+}
+
+}  // namespace
+
+void bench_model(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
+                 Report& report, const std::function<void()>& between) {
+  ModelBench bench(preset_name, options, backend, pool, report);
+  for (const Workload& workload : options.workloads) {
+    bench.run(workload);
+    between();
+  }
+}
+
+}  // namespace lb::bench
