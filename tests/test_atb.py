@@ -16,7 +16,7 @@ from reference.tiny_models import TinySpec, write_tiny_model
 
 import llm_boost
 from llm_boost import BackendError, ConfigError, LlmBoostError, Model, SamplingParams, _core, _testing
-from llm_boost.checkpoint import read_hugging_face
+from llm_boost.checkpoint import read_checkpoint
 from llm_boost.model_config import ModelConfig
 
 # Built with LLM_BOOST_ATB=OFF there is nothing to test but the plans.
@@ -170,7 +170,7 @@ def test_nz_weights(npu_model: Callable[[str], Path], double: Double) -> None:
     options = _core.EngineOptions()
     options.backend, options.need_nz, options.num_blocks, options.max_num_seqs = "atb", True, 12, 4
     config = ModelConfig.from_directory(npu_model("llama_f16"))
-    core = _core.LoadedModel(config.to_core(400), read_hugging_face(npu_model("llama_f16"), config), options)
+    core = _core.LoadedModel(config.to_core(400), read_checkpoint(npu_model("llama_f16"), config), options)
     with Model(core, config, None) as model:
         assert generate(model, prompts, 6) == expected
 
