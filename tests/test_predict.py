@@ -184,11 +184,13 @@ def test_verbose_lists_what_is_ignored(run: Path, capsys: Capture) -> None:
 
 
 def test_throughput_table(run: Path, capsys: Capture) -> None:
-    assert predict(run, "--measure_throughput", "True", "--seq_length", "64", "--batch_size", "3") == 0
+    eos = "model.model_config.eos_token_id=[" + ",".join(map(str, range(250))) + "]"  # which ends no measurement
+    words = ("--seq_length", "64", "--batch_size", "3", "--options", eos)
+    assert predict(run, "--measure_throughput", "True", *words) == 0
     backend, header, *rows = capsys.readouterr().out.splitlines()
     assert backend.startswith("cpu, ")
     assert header.split()[:3] == ["batch", "prompt", "new"]
-    assert [row.split()[:3] for row in rows] == [["1", "32", "32"], ["3", "32", "32"], ["4", "32", "32"]]
+    assert [row.split()[:3] for row in rows] == [["1", "32", "32"], ["3", "32", "96"], ["4", "32", "128"]]
     assert all(float(cell) > 0 for row in rows for cell in row.split()[3:])
     assert len({len(row) for row in (header, *rows)}) == 1
     assert not Path("text_generation_result.txt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from run_config_files import WHOLE_FILE, without_config, write_run
 from tokenizer_files import copy_vocabulary
 
@@ -478,6 +481,36 @@ def test_aliases_and_merges(tmp_path: Path) -> None:
     )
     run = load_config(path)
     assert (run.seed, run.context.device_id, run.context.device_target) == (1, 0, "CPU")
+
+
+# -- Anything at all ------------------------------------------------------------------------------------------------
+
+YAML_PIECES = [*"{}[]:-~'\"\t", "&a ", "*a", "<<: ", "!!int ", "|\n", "? ", "1e400", "0x"]
+FUZZING = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def read_or_refuse(text: str, directory: Path) -> None:
+    path = directory / "run.yaml"
+    path.write_text(text, "utf-8", errors="surrogatepass")
+    with contextlib.suppress(ConfigError):
+        load_config(path)
+
+
+@FUZZING
+@given(text=st.text() | st.lists(st.sampled_from([*YAML_PIECES, "model", "seed", "\n", "\n  ", " "])).map("".join))
+def test_any_text_is_read_or_refused(text: str, tmp_path: Path) -> None:
+    read_or_refuse(text, tmp_path)
+
+
+@FUZZING
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    start = WHOLE_FILE.index("context:") + data.draw(st.integers(0, 1500))
+    end = start + data.draw(st.integers(0, 8))
+    piece = data.draw(st.sampled_from(YAML_PIECES) | st.text(max_size=3))
+    read_or_refuse(WHOLE_FILE[WHOLE_FILE.index("context:") : start] + piece + WHOLE_FILE[end:], tmp_path)
 
 
 # -- The reference page ---------------------------------------------------------------------------------------------
