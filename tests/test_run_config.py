@@ -14,7 +14,16 @@ import pytest
 from run_config_files import without_config, write_run
 from tokenizer_files import copy_vocabulary
 
-from llm_boost import BackendError, CheckpointError, ConfigError, LlmBoostError, Model, RequestError, load_config
+from llm_boost import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    LlmBoostError,
+    Model,
+    RequestError,
+    SamplingParams,
+    load_config,
+)
 from llm_boost.run_config.keys import Section, subsections
 from llm_boost.run_config.resolve import keys_for_other_backends, source_of_run
 from llm_boost.run_config.sections import RootSection
@@ -421,12 +430,14 @@ def test_qwen2_without_config_json(tiny_model: Callable[[str], Path], tmp_path: 
 
 def test_smollm2_run_config_gives_the_tokens_of_from_pretrained(smollm2: Model) -> None:
     prompt = "The lighthouse at the end of the pier"
-    with Model.from_pretrained(ROOT / "configs" / "predict_smollm2_135m_instruct.yaml", use_tqdm=False) as model:
-        output = model.generate(prompt)[0].outputs[0]
-    params = smollm2.default_sampling_params()
-    expected = smollm2.generate(prompt, params)[0].outputs[0]
-    assert output.token_ids == expected.token_ids[: len(output.token_ids)]
-    assert len(output.token_ids) >= 32
+    path = ROOT / "configs" / "predict_smollm2_135m_instruct.yaml"
+    run = load_config(path, {"model.model_config.max_decode_length": 48})
+    with Model.from_pretrained(run, use_tqdm=False) as model:
+        output = model.generate(prompt)[0]
+    expected = smollm2.generate(prompt, SamplingParams(temperature=0, max_tokens=48))[0].outputs[0]
+    token_ids = output.outputs[0].token_ids
+    assert token_ids == expected.token_ids[: len(token_ids)]
+    assert len(output.prompt_token_ids) + len(token_ids) == 48
 
 
 def test_llama2_without_intermediate_size(bare: Path, tmp_path: Path) -> None:
