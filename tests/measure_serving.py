@@ -233,9 +233,9 @@ def resident_kib(pid: int) -> int:
 
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mixed load, and the server's memory over time."""
+    """Mixed load, and the server's memory over time. The cache is small: all of it is in use within the first minute."""
     samples: list[tuple[float, int]] = []
-    with server(arguments, "--max-num-seqs", str(arguments.concurrency)) as (port, pid):
+    with server(arguments, "--max-num-seqs", str(arguments.concurrency), "--num-blocks", "256") as (port, pid):
         started, rounds = time.perf_counter(), 0
         while time.perf_counter() - started < arguments.seconds:
             texts = prompts(arguments.concurrency * 2, arguments.words, rounds)

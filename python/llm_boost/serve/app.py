@@ -345,9 +345,9 @@ class _Lease:
         if self.ended:
             return
         self.ended = True
-        self._server.admission.release(self._count)
         if self.generation is not None:
             self._server.engine.close_generation(self.generation)
+        self._server.admission.release(self._count)
 
 
 def _error_answer(error: Exception) -> Response:
