@@ -233,7 +233,7 @@ def resident_kib(pid: int) -> int:
 
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mixed load, and the server's memory over time. The cache is small: all of it is in use within the first minute."""
+    """Mixed load, and the server's memory over time. The cache is small, so that all of it is soon in use."""
     samples: list[tuple[float, int]] = []
     with server(arguments, "--max-num-seqs", str(arguments.concurrency), "--num-blocks", "256") as (port, pid):
         started, rounds = time.perf_counter(), 0
