@@ -124,6 +124,14 @@ class TestLimits:
             other = open_server.get("/health", Origin="https://evil.example")
             assert "access-control-allow-origin" not in other.headers
 
+    def test_other_hosts_are_refused_where_some_are_named(self, model: Model) -> None:
+        """A page whose name has been made to point here (DNS rebinding) gets nothing."""
+        with serving(model, allowed_hosts=("localhost", "127.0.0.1", "::1")) as server:
+            for host in ("localhost:8000", "127.0.0.1", "LOCALHOST", "[::1]:80"):
+                assert server.get("/version", Host=host).status == 200
+            for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[::2]", ""):
+                assert server.get("/version", Host=host).status == 421
+
     @pytest.mark.parametrize(
         "values",
         [{"served_model_names": ()}, {"api_key": ""}, {"api_key": "a\nb"}, {"max_queue": -1}, {"max_prompts": 0}],
@@ -228,7 +236,7 @@ class TestManyUsers:
                 deadline = time.monotonic() + 60
                 while server.state.admission.taken > 1:
                     assert time.monotonic() < deadline
-                model.stats()  # answered just before the step that drops the request, at the earliest; the next one, after
+                model.stats()  # answered, at the earliest, just before the step that drops the request; the next, after it
                 assert model.stats()["num_running"] <= 1
                 assert other.result().json()["usage"]["completion_tokens"] == 500
 
