@@ -236,7 +236,7 @@ class TestManyUsers:
                 deadline = time.monotonic() + 60
                 while server.state.admission.taken > 1:
                     assert time.monotonic() < deadline
-                model.stats()  # answered, at the earliest, just before the step that drops the request; the next, after it
+                model.stats()  # answered, at the earliest, just before the step that drops it; the next, after
                 assert model.stats()["num_running"] <= 1
                 assert other.result().json()["usage"]["completion_tokens"] == 500
 
