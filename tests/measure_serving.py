@@ -73,9 +73,8 @@ class Connection:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         assert self._reader is not None
         data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         self._writer.write(head.encode() + data)
         headers = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         first = time.perf_counter() - started
@@ -187,7 +186,7 @@ def stats(port: int) -> dict[str, float]:
 
 async def _get(port: int, path: str) -> tuple[int, bytes, float, float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     data = await reader.read()
     writer.close()
     return 200, data, 0.0, 0.0
@@ -233,9 +232,9 @@ def resident_kib(pid: int) -> int:
 
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mixed load, and the server's memory over time."""
+    """Mixed load, and the server's memory over time. The cache is small, so that all of it is soon in use."""
     samples: list[tuple[float, int]] = []
-    with server(arguments, "--max-num-seqs", str(arguments.concurrency)) as (port, pid):
+    with server(arguments, "--max-num-seqs", str(arguments.concurrency), "--num-blocks", "256") as (port, pid):
         started, rounds = time.perf_counter(), 0
         while time.perf_counter() - started < arguments.seconds:
             texts = prompts(arguments.concurrency * 2, arguments.words, rounds)

@@ -19,6 +19,7 @@ SUMMARY = "serve a model over HTTP, as OpenAI's API"
 
 _KEY_VARIABLE = "LLM_BOOST_API_KEY"
 _MAX_CONFIG_BYTES = 1 << 20
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # The other defaults are those of `ServerSettings` and `Model.from_pretrained`.
 _DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "insecure": False, "log_level": "info"}
 
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-queue", type=int, help="samples that may wait before requests are refused with 429")
     group.add_argument("--max-body-bytes", type=int, help="largest request body")
     group.add_argument("--drain-seconds", type=float, help="time for open answers after SIGTERM")
+    group.add_argument(
+        "--allowed-hosts", nargs="+", metavar="HOST", help="names clients may use (default: this machine's, if no key)"
+    )
     group.add_argument("--allowed-origins", nargs="+", metavar="ORIGIN", help="web origins that may call (CORS)")
     group.add_argument("--metrics-prefix", help="begins the names of metrics (default: vllm, as dashboards expect)")
     group.add_argument("--log-prompts", action="store_true", default=None, help="write prompts to the log")
@@ -72,8 +76,10 @@ def main(arguments: argparse.Namespace) -> int:
         if (value := getattr(arguments, field.name, None)) is not None
     }
     given |= {"api_key": key, "served_model_names": tuple(names)}
-    if "allowed_origins" in given:
-        given["allowed_origins"] = tuple(given["allowed_origins"])
+    if key is None and not arguments.insecure:
+        given.setdefault("allowed_hosts", [*_LOOPBACK_NAMES, arguments.host])
+    for name in ("allowed_hosts", "allowed_origins"):
+        given[name] = tuple(given.get(name, ()))
     settings = ServerSettings(**given)
     configure_logs(arguments.log_level)
     with load_model(arguments) as model:

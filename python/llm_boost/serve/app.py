@@ -30,7 +30,7 @@ from llm_boost.serve.engine import AsyncEngine, Generation
 from llm_boost.serve.errors import ApiError, as_api_error
 from llm_boost.serve.generate import GenerateCall
 from llm_boost.serve.metrics import Metrics
-from llm_boost.serve.middleware import KeyGuard, RequestLog
+from llm_boost.serve.middleware import HostGuard, KeyGuard, RequestLog
 from llm_boost.serve.page import chat_page
 from llm_boost.serve.settings import ServerSettings
 from llm_boost.serve.streaming import PING, EventStream, error_response, event, json_response, wait_for_disconnect
@@ -73,6 +73,8 @@ def create_app(model: Model, settings: ServerSettings) -> Starlette:
         ),
     ]
     middleware = [Middleware(RequestLog)]
+    if settings.allowed_hosts:
+        middleware.append(Middleware(HostGuard, hosts=settings.allowed_hosts))
     if settings.allowed_origins:
         middleware.append(
             Middleware(
@@ -345,9 +347,9 @@ class _Lease:
         if self.ended:
             return
         self.ended = True
-        self._server.admission.release(self._count)
         if self.generation is not None:
             self._server.engine.close_generation(self.generation)
+        self._server.admission.release(self._count)
 
 
 def _error_answer(error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What happens to every request: the key, CORS, a log line."""
+"""What happens to every request: host and key are checked, a line is logged."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from llm_boost.serve.streaming import error_response
 _log = logging.getLogger("llm_boost.serve")
 # All headers of a request together. Peers take 4 MB; no client has a use for more than this.
 MAX_HEADER_BYTES = 64 << 10
+_PORT = re.compile(r":\d+$")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -64,6 +65,25 @@ class KeyGuard:
             candidate = ""
         # Digests have one length, so that the comparison tells nothing about the key's.
         return hmac.compare_digest(hashlib.sha256(candidate.encode()).digest(), self._digest)
+
+
+class HostGuard:
+    """Lets only those pass who call the server by a name of its own."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+        """Takes names and addresses, without ports."""
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] == "http":
+            host = _PORT.sub("", Headers(scope=scope).get("host", "")).strip("[]").lower()
+            if host not in self._hosts:
+                error = ApiError(421, f"this server is not {ascii(host)[:80]}", code="wrong_host")
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class RequestLog:

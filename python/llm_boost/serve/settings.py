@@ -22,6 +22,8 @@ class ServerSettings:
         max_logprobs: Most alternatives a token that a request may ask for.
         drain_seconds: How long answers that are under way may go on once the server is told to end.
         ping_seconds: An event stream without news says so after this long, so that no proxy gives up.
+        allowed_hosts: Names that clients may call this server by, in the Host header; none for any. Without a key, this
+            keeps out pages whose name has been made to point at this machine.
         allowed_origins: Web origins whose pages may call this server (CORS); none by default.
         metrics_prefix: Begins the names of metrics; "vllm" makes dashboards for vLLM work as they are.
         log_prompts: Write prompts to the log.
@@ -40,6 +42,7 @@ class ServerSettings:
     max_logprobs: int = 20
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
+    allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     metrics_prefix: str = "vllm"
     log_prompts: bool = False
