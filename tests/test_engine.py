@@ -6,6 +6,7 @@ when it should have been copied, or a stale prefix changes the output.
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -156,6 +157,18 @@ def test_after_a_backend_failure_the_engine_goes_on() -> None:
     assert collector.outputs == {(1, 0): expected_output(engine, [4, 5], 4)}
 
 
+def test_a_cancelled_request_frees_its_blocks_in_the_next_step() -> None:
+    engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    engine.add(0, list(range(9)), 30, 2)
+    engine.add(1, [1, 2, 3], 30)
+    for _ in range(3):
+        engine.step()
+    engine.cancel(0)
+    engine.step()
+    stats = engine.stats()
+    assert (stats["num_running"], stats["num_blocks"] - stats["num_free_blocks"]) == (1, 2)
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
     engine = _testing.FakeEngine(num_blocks=64, block_size=BLOCK, max_tokens=8, max_sequences=4, max_model_len=128)
     engine.add(0, [1], 30)
@@ -166,3 +179,100 @@ def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
         collector.step()
         assert len(collector.outputs[0, 0]) == step
     assert (1, 0) in collector.outputs
+
+
+class TestTokenMasks:
+    """A constrained sample waits for the mask of its next token, and nobody else does."""
+
+    VOCAB = 50
+
+    @staticmethod
+    def words(allowed: set[int]) -> list[int]:
+        bits = sum(1 << token for token in allowed)
+        return [bits & 0xFFFFFFFF, bits >> 32]
+
+    def allowed(self, request: int, sample: int, position: int) -> set[int]:
+        random = Random(f"{request} {sample if position else 0} {position}")
+        return set(random.sample(range(self.VOCAB), random.choice([1, 2, 20, 49])))
+
+    def expected(self, engine: Any, request: int, sample: int, prompt: list[int], count: int) -> list[int]:
+        tokens = list(prompt)
+        for position in range(count):
+            allowed = self.allowed(request, sample, position)
+            best = engine.next(tokens)
+            tokens.append(best if best in allowed else min(allowed))  # the fake model's other logits are all alike
+        return tokens[len(prompt) :]
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        plan=st.lists(
+            st.tuples(
+                st.lists(st.integers(0, 2), min_size=1, max_size=14), st.integers(1, 10), st.integers(1, 3),
+                st.booleans(), st.integers(0, 4),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        num_blocks=st.integers(6, 16),
+        mixes=st.booleans(),
+    )  # fmt: skip
+    def test_every_token_is_allowed_and_the_best(self, plan: Any, num_blocks: int, mixes: bool) -> None:
+        engine = _testing.FakeEngine(
+            num_blocks=num_blocks, block_size=BLOCK, max_tokens=12, max_sequences=4, max_model_len=24, mixes=mixes,
+            max_logit_rows=4, vocab_size=self.VOCAB,
+        )  # fmt: skip
+        for request, (prompt, count, n, constrained, _) in enumerate(plan):
+            mask = self.words(self.allowed(request, 0, 0)) if constrained else []
+            engine.add(request, prompt, count, n, -1, mask)
+        collector = Collector(engine)
+        due: dict[int, list[tuple[int, int, int]]] = {}  # step -> masks that are ready then
+        given: dict[tuple[int, int], int] = {}
+        for step in range(2000):
+            for request, sample, position in due.pop(step, []):
+                engine.set_token_mask(request, sample, self.words(self.allowed(request, sample, position)))
+            more = collector.step()
+            for (request, sample), tokens in collector.outputs.items():
+                *_, constrained, delay = plan[request]
+                if constrained and given.get((request, sample)) != len(tokens):
+                    given[request, sample] = len(tokens)
+                    due.setdefault(step + 1 + delay, []).append((request, sample, len(tokens)))
+            if not more and not due:
+                break
+        for request, (prompt, count, n, constrained, _) in enumerate(plan):
+            for sample in range(n):
+                free = expected_output(engine, prompt, count)
+                want = self.expected(engine, request, sample, prompt, count) if constrained else free
+                assert collector.outputs[request, sample] == want
+        stats = engine.stats()
+        assert stats["num_free_blocks"] == stats["num_blocks"]
+
+    def test_others_go_on_meanwhile(self) -> None:
+        engine = _testing.FakeEngine(num_blocks=40, block_size=BLOCK, max_tokens=16, max_sequences=4, max_model_len=64)
+        engine.add(0, [1, 2], 5, mask=self.words({7}))
+        engine.add(1, [3], 6)
+        collector = Collector(engine)
+        for _ in range(6):
+            collector.step()
+        assert collector.outputs[0, 0] == [7]
+        assert collector.finished == {(1, 0): "length"}
+        assert not collector.step()
+        engine.cancel(0)
+        collector.step()
+        assert collector.finished[0, 0] == "abort"
+        assert engine.stats()["num_free_blocks"] == 40
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            ([1], "has 1 words, expected 2 for 50 tokens"),
+            ([0, 0], "allows no token"),
+            ([0, 1 << 20], "allows no token"),
+        ],
+    )
+    def test_bad_masks(self, mask: list[int], message: str) -> None:
+        engine = _testing.FakeEngine(num_blocks=40, block_size=BLOCK, max_tokens=16, max_sequences=4, max_model_len=64)
+        with pytest.raises(RequestError, match=message):
+            engine.add(0, [1], 2, mask=mask)
+        engine.add(0, [1], 2, mask=[0, 1])
+        with pytest.raises(RequestError, match=message):
+            engine.set_token_mask(0, 0, mask)

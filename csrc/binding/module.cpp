@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -26,6 +27,14 @@ using Segments = std::vector<std::tuple<std::string, std::uint64_t, std::uint64_
 
 std::span<const std::int32_t> as_span(const IntArray& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+// A token mask from its bytes, little-endian words.
+lb::TokenMask as_mask(const py::bytes& bytes) {
+  const std::string_view view = bytes;
+  lb::TokenMask mask(view.size() / sizeof(std::uint32_t));
+  std::memcpy(mask.data(), view.data(), mask.size() * sizeof(std::uint32_t));
+  return mask;
 }
 
 // Raises the class of llm_boost.errors that has the same name as the C++ type.
@@ -142,6 +151,7 @@ void bind_requests(py::module_& m) {
       .def_property_readonly("finish_reason", [](const Item& item) { return lb::to_string(item.event.finish); })
       .def_property_readonly("stop_token", [](const Item& item) { return item.event.stop_token; })
       .def_property_readonly("num_cached_tokens", [](const Item& item) { return item.event.num_cached_tokens; })
+      .def_property_readonly("queue_seconds", [](const Item& item) { return item.event.queue_seconds; })
       .def_property_readonly("logprobs", [](const Item& item) {
         std::vector<std::tuple<std::int32_t, float, std::int32_t>> list;  // (token, logprob, rank)
         for (const lb::TokenLogprob& l : item.logprobs) list.emplace_back(l.token, l.logprob, l.rank);
@@ -229,11 +239,20 @@ void bind_model(py::module_& m) {
       .def(
           "submit",
           [](LoadedModel& model, std::vector<std::int32_t> prompt, lb::SamplingParams params,
-             std::shared_ptr<lb::OutputQueue> queue) {
-            return model.loop().submit(std::move(prompt), std::move(params), std::move(queue));
+             std::shared_ptr<lb::OutputQueue> queue, const py::bytes& mask) {
+            lb::TokenMask words = as_mask(mask);
+            const py::gil_scoped_release release;
+            return model.loop().submit(std::move(prompt), std::move(params), std::move(queue), std::move(words));
           },
-          "prompt"_a, "params"_a, "queue"_a, py::call_guard<py::gil_scoped_release>(),
-          "Queues a request and returns its id. Raises RequestError.")
+          "prompt"_a, "params"_a, "queue"_a, "mask"_a = py::bytes(),
+          "Queues a request and returns its id. With a mask of its first token, a bit a token, each further token of a "
+          "sample waits for set_token_mask(). Raises RequestError.")
+      .def(
+          "set_token_mask",
+          [](LoadedModel& model, lb::RequestId id, std::int32_t sample, const py::bytes& mask) {
+            model.loop().set_token_mask(id, sample, as_mask(mask));
+          },
+          "request"_a, "sample"_a, "mask"_a, "Gives the mask of a sample's next token. Raises RequestError.")
       .def(
           "cancel", [](LoadedModel& model, lb::RequestId id) { model.loop().cancel(id); }, "request"_a,
           py::call_guard<py::gil_scoped_release>(), "Ends a request; its last events still come.")

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -33,8 +34,7 @@ void check_sampling(const SamplingParams& params, std::int64_t vocab_size, std::
   check_range("top_p", params.top_p, 0, 1, "a number above 0, up to 1");
   require(params.top_p > 0, "top_p is 0, expected a number above 0, up to 1");
   check_range("min_p", params.min_p, 0, 1, "a number from 0 to 1");
-  check_range("repetition_penalty", params.repetition_penalty, 0, kHuge, "a positive number");
-  require(params.repetition_penalty > 0, "repetition_penalty is 0, expected a positive number");
+  check_range("repetition_penalty", params.repetition_penalty, 1e-4, 1e4, "a number from 0.0001 to 10000");
   check_range("presence_penalty", params.presence_penalty, -2, 2, "a number from -2 to 2");
   check_range("frequency_penalty", params.frequency_penalty, -2, 2, "a number from -2 to 2");
   check_range("logprobs", params.logprobs, -1, kMaxLogprobs, cat("0 to ", kMaxLogprobs).c_str());
@@ -51,8 +51,22 @@ void check_sampling(const SamplingParams& params, std::int64_t vocab_size, std::
 
 }  // namespace
 
+void Engine::check_mask(const TokenMask& mask) const {
+  const std::int64_t words = ceil_div(limits_.vocab_size, std::int64_t{32});
+  require(static_cast<std::int64_t>(mask.size()) == words, "the token mask has ", mask.size(), " words, expected ",
+          words, " for ", limits_.vocab_size, " tokens");
+  const auto spare = static_cast<unsigned>(words * 32 - limits_.vocab_size);  // bits of the last word without a token
+  const bool any = std::ranges::any_of(mask.begin(), mask.end() - 1, [](std::uint32_t word) { return word != 0; });
+  require(any || mask.back() << spare != 0, "the token mask allows no token, expected at least one");
+}
+
 void Engine::check(const Request& request) const {
   check_sampling(request.params, limits_.vocab_size, options_.max_sequences);
+  if (!request.mask.empty()) {
+    check_mask(request.mask);
+    require(request.params.min_tokens == 0 && !request.params.ignore_eos,
+            "a token mask decides when the text may end, so min_tokens and ignore_eos cannot be used with it");
+  }
   const auto length = static_cast<std::int64_t>(request.prompt.size());
   require(length > 0, "the prompt is empty, expected at least one token");
   for (std::size_t i = 0; i < request.prompt.size(); ++i) {

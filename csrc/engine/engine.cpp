@@ -49,12 +49,20 @@ void Engine::add(Request request) {
   sequence->request = shared;
   sequence->seed = params.seed ? *params.seed : std::random_device{}() * 0x100000001ULL ^ std::random_device{}();
   sequence->forks = params.n - 1;
+  sequence->mask = shared->mask;
   sequence->max_length =
       std::min(static_cast<std::int64_t>(shared->prompt.size()) + params.max_tokens, limits_.max_model_len);
   sequence->tokens.reserve(static_cast<std::size_t>(sequence->max_length));
   sequence->tokens.insert(sequence->tokens.end(), shared->prompt.begin(), shared->prompt.end());
   sequence->blocks.reserve(static_cast<std::size_t>(ceil_div(sequence->max_length, options_.block_size)));
   scheduler_.add(std::move(sequence));
+}
+
+void Engine::set_token_mask(RequestId id, std::int32_t sample, TokenMask mask) {
+  Sequence* const sequence = scheduler_.find(id, sample);
+  if (sequence == nullptr || !sequence->awaits_mask) return;
+  sequence->mask = std::move(mask);
+  sequence->awaits_mask = false;
 }
 
 void Engine::cancel(RequestId id) { cancelled_.insert(id); }
@@ -211,6 +219,7 @@ void Engine::accept_token(const Choice& choice, std::span<const float> logits, S
   event.request = sequence.request->id;
   event.sample = sequence.sample;
   event.num_cached_tokens = static_cast<std::int32_t>(sequence.num_cached_tokens);
+  event.queue_seconds = sequence.queue_seconds;
   if (choice.token < 0) {
     event.finish = FinishReason::kError;
     scheduler_.remove(sequence);
@@ -225,6 +234,7 @@ void Engine::accept_token(const Choice& choice, std::span<const float> logits, S
     event.logprob_end = static_cast<std::uint32_t>(output.logprobs.size());
   }
   sequence.tokens.push_back(choice.token);
+  sequence.awaits_mask = !sequence.mask.empty();
   event.finish = finish_reason(sequence, choice.token, event.stop_token);
   if (event.finish != FinishReason::kNone) scheduler_.remove(sequence);
 }

@@ -46,8 +46,13 @@ class Engine {
   // Safe to call from any thread.
   void check(const Request& request) const;
 
+  // Throws RequestError unless a mask fits the vocabulary and allows a token of it. Safe to call from any thread.
+  void check_mask(const TokenMask& mask) const;
+
   // Queues a request that check() accepts.
   void add(Request request);
+  // Gives the mask of the next token of a constrained sample. Ignored when the sample has ended.
+  void set_token_mask(RequestId id, std::int32_t sample, TokenMask mask);
   // Ends a request; its samples give a last event in the next step. Unknown ids are ignored: the request may just have
   // ended.
   void cancel(RequestId id);

@@ -81,8 +81,8 @@ void EngineLoop::call(const Command& command) {
 }
 
 RequestId EngineLoop::submit(std::vector<std::int32_t> prompt, SamplingParams params,
-                             std::shared_ptr<OutputQueue> queue) {
-  Request request{0, std::move(prompt), std::move(params)};
+                             std::shared_ptr<OutputQueue> queue, TokenMask mask) {
+  Request request{0, std::move(prompt), std::move(params), std::move(mask)};
   engine_->check(request);
   {
     const std::lock_guard lock(mutex_);
@@ -94,6 +94,11 @@ RequestId EngineLoop::submit(std::vector<std::int32_t> prompt, SamplingParams pa
     engine_->add(std::move(request));
   });
   return id;
+}
+
+void EngineLoop::set_token_mask(RequestId id, std::int32_t sample, TokenMask mask) {
+  engine_->check_mask(mask);
+  post([this, id, sample, mask = std::move(mask)]() mutable { engine_->set_token_mask(id, sample, std::move(mask)); });
 }
 
 void EngineLoop::cancel(RequestId id) {

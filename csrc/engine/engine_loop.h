@@ -50,7 +50,11 @@ class EngineLoop {
   ~EngineLoop();  // cancels everything
 
   // Queues a request whose events go to `queue`, and returns its id. Throws RequestError when it cannot be served.
-  RequestId submit(std::vector<std::int32_t> prompt, SamplingParams params, std::shared_ptr<OutputQueue> queue);
+  RequestId submit(std::vector<std::int32_t> prompt, SamplingParams params, std::shared_ptr<OutputQueue> queue,
+                   TokenMask mask = {});
+  // Gives the mask of the next token of a sample whose request was submitted with one. Throws RequestError for a mask
+  // that allows nothing.
+  void set_token_mask(RequestId id, std::int32_t sample, TokenMask mask);
   // Ends a request, or all requests of a queue. Their last events still come.
   void cancel(RequestId id);
   void cancel_all(std::shared_ptr<OutputQueue> queue);

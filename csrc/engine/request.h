@@ -1,6 +1,7 @@
 // What a caller asks for, and what it gets back, token by token.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +11,9 @@
 namespace lb {
 
 using RequestId = std::int64_t;
+
+// Which tokens may be chosen: bit `token % 32` of word `token / 32`, ceil(V / 32) words. Empty: any.
+using TokenMask = std::vector<std::uint32_t>;
 
 // How tokens are chosen and when to stop. Semantics are those of Hugging Face transformers, in its order: logit_bias,
 // repetition, presence and frequency penalties, min_tokens, temperature, top_k, top_p, min_p.
@@ -36,6 +40,10 @@ struct Request {
   RequestId id = 0;
   std::vector<std::int32_t> prompt;
   SamplingParams params;
+  // Of the first token. A request that has one is constrained: each further token of a sample waits until its mask has
+  // been set.
+  TokenMask mask = {};
+  std::chrono::steady_clock::time_point submitted = std::chrono::steady_clock::now();
 };
 
 enum class FinishReason : std::uint8_t {
@@ -65,6 +73,7 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;
   std::int32_t stop_token = -1;        // which of stop_token_ids ended the sample
   std::int32_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache
+  float queue_seconds = 0;             // from submission to the first step that computed a part of the request
   std::uint32_t logprob_begin = 0;     // range of StepOutput::logprobs; the first is that of `token`
   std::uint32_t logprob_end = 0;
 };

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -44,17 +45,18 @@ std::int32_t Sampler::choose(std::span<const float> raw, const Sequence& sequenc
   if (params.temperature == 0 || params.top_k == 1) return greedy();
   const double u = uniform(sequence.seed, sequence.output_length());
   const bool restricted = (params.top_k > 0 && params.top_k < size) || params.top_p < 1 || params.min_p > 0;
-  return restricted ? sample_candidates(logits, maximum, params, u)
-                    : sample_all(logits, maximum, 1 / params.temperature, u);
+  const std::int32_t token = restricted ? sample_candidates(logits, maximum, params, u)
+                                        : sample_all(logits, maximum, 1 / params.temperature, u);
+  return token < 0 ? greedy() : token;
 }
 
-// Applies bias, penalties and the minimum length; gives the logits themselves when there is nothing to apply.
+// Applies bias, penalties, the minimum length and the mask; gives the logits themselves when there is nothing to apply.
 std::span<const float> Sampler::process(std::span<const float> logits, const Sequence& sequence) {
   const SamplingParams& params = sequence.params();
   const bool penalties =
       params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
   const bool too_short = sequence.output_length() < params.min_tokens;
-  if (!penalties && !too_short && params.logit_bias.empty()) return logits;
+  if (!penalties && !too_short && params.logit_bias.empty() && sequence.mask.empty()) return logits;
   std::ranges::copy(logits, processed_.begin());
   for (const auto& [token, bias] : params.logit_bias) processed_[static_cast<std::size_t>(token)] += bias;
   if (penalties) penalise(sequence);
@@ -62,7 +64,17 @@ std::span<const float> Sampler::process(std::span<const float> logits, const Seq
     for (const std::int32_t token : params.stop_token_ids) processed_[static_cast<std::size_t>(token)] = kNever;
     for (const std::int32_t token : eos_token_ids_) processed_[static_cast<std::size_t>(token)] = kNever;
   }
+  forbid(sequence.mask);
   return processed_;
+}
+
+void Sampler::forbid(const TokenMask& mask) {
+  for (std::size_t word = 0; word < mask.size(); ++word) {
+    for (std::uint32_t forbidden = ~mask[word]; forbidden != 0; forbidden &= forbidden - 1) {
+      const std::size_t token = word * 32 + static_cast<std::size_t>(std::countr_zero(forbidden));
+      if (token < processed_.size()) processed_[token] = kNever;
+    }
+  }
 }
 
 void Sampler::penalise(const Sequence& sequence) {
@@ -93,7 +105,8 @@ double Sampler::sum_exp(std::span<const float> logits, float maximum, float fact
   return total;
 }
 
-// Inverse of the cumulative distribution over the whole vocabulary, in order of token.
+// Inverse of the cumulative distribution over the whole vocabulary, in order of token; -1 when rounding led to a run
+// without a possible token.
 std::int32_t Sampler::sample_all(std::span<const float> logits, float maximum, float inverse_temperature,
                                  double u) const {
   const auto size = static_cast<std::int64_t>(logits.size());
@@ -104,7 +117,7 @@ std::int32_t Sampler::sample_all(std::span<const float> logits, float maximum, f
     if (left < run) break;
     left -= run;
   }
-  std::int64_t last_possible = begin;
+  std::int64_t last_possible = -1;
   for (std::int64_t i = begin; i < std::min(begin + kRun, size); ++i) {
     const float weight = std::exp((logits[static_cast<std::size_t>(i)] - maximum) * inverse_temperature);
     if (weight > 0) last_possible = i;
@@ -170,7 +183,8 @@ std::int32_t Sampler::sample_candidates(std::span<const float> logits, float max
   // The smallest set of the most likely tokens whose probability reaches top_p; at least one token.
   double sum = 0;
   std::size_t count = 0;
-  while (count < kept.size() && (count == 0 || sum < params.top_p * total) && kept[count].value >= params.min_p)
+  while (count < kept.size() && (count == 0 || (sum < params.top_p * total && kept[count].value > 0)) &&
+         kept[count].value >= params.min_p)
     sum += kept[count++].value;
   double left = u * sum;
   for (std::size_t i = 0; i + 1 < count; ++i) {

@@ -32,6 +32,7 @@ class Sampler {
 
   std::span<const float> process(std::span<const float> logits, const Sequence& sequence);
   void penalise(const Sequence& sequence);
+  void forbid(const TokenMask& mask);
   double sum_exp(std::span<const float> logits, float maximum, float factor) const;
   std::int32_t sample_all(std::span<const float> logits, float maximum, float inverse_temperature,
                           double uniform) const;

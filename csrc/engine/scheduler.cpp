@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/error.h"
@@ -40,8 +41,22 @@ void Scheduler::schedule(StepPlan& plan) {
     admit_waiting(plan);
     if (plan.chunks.empty()) schedule_running(plan, /*decoding=*/true);
   }
-  LB_CHECK(!plan.chunks.empty() || idle(), num_running(), " running and ", num_waiting(),
+  LB_CHECK(!plan.chunks.empty() || idle() || awaits_mask(), num_running(), " running and ", num_waiting(),
            " waiting sequences, but no step");
+}
+
+bool Scheduler::awaits_mask() const {
+  const auto awaits = [](const std::unique_ptr<Sequence>& sequence) { return sequence->awaits_mask; };
+  return std::ranges::any_of(running_, awaits) || std::ranges::any_of(waiting_, awaits);
+}
+
+Sequence* Scheduler::find(RequestId request, std::int32_t sample) {
+  const auto matches = [&](const std::unique_ptr<Sequence>& sequence) {
+    return sequence->request->id == request && sequence->sample == sample;
+  };
+  if (const auto found = std::ranges::find_if(running_, matches); found != running_.end()) return found->get();
+  if (const auto found = std::ranges::find_if(waiting_, matches); found != waiting_.end()) return found->get();
+  return nullptr;
 }
 
 void Scheduler::schedule_running(StepPlan& plan, bool decoding) {
@@ -78,6 +93,8 @@ void Scheduler::admit_waiting(StepPlan& plan) {
     if (!sequence.was_admitted) {
       sequence.was_admitted = true;
       sequence.num_cached_tokens = sequence.num_computed;
+      sequence.queue_seconds =
+          std::chrono::duration<float>(std::chrono::steady_clock::now() - sequence.request->submitted).count();
     }
     prefix_queries_ += sequence.length();
     prefix_hits_ += sequence.num_computed;
@@ -90,7 +107,8 @@ void Scheduler::admit_waiting(StepPlan& plan) {
 }
 
 std::int64_t Scheduler::chunk_tokens(const Sequence& sequence) const {
-  std::int64_t num_tokens = std::min(sequence.num_uncomputed(), tokens_left_);
+  const std::int64_t allowed = sequence.num_uncomputed() - (sequence.awaits_mask ? 1 : 0);
+  const std::int64_t num_tokens = std::min(allowed, tokens_left_);
   if (sequence.params().prompt_logprobs >= 0 && sequence.num_computed < sequence.prompt_length()) {
     return std::min(num_tokens, logit_rows_left_);  // every token of the chunk wants logits
   }

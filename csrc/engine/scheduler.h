@@ -64,6 +64,9 @@ class Scheduler {
     std::erase_if(waiting_, drop);
   }
 
+  // The sequence of a sample, or null when it has ended.
+  Sequence* find(RequestId request, std::int32_t sample);
+
   bool idle() const { return running_.empty() && waiting_.empty(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
   std::int64_t num_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
@@ -74,6 +77,7 @@ class Scheduler {
  private:
   void schedule_running(StepPlan& plan, bool decoding);
   void admit_waiting(StepPlan& plan);
+  bool awaits_mask() const;
   bool reserve(Sequence& sequence, std::int64_t num_tokens, StepPlan& plan);
   bool make_room(const Sequence& sequence, const StepPlan& plan);
   void preempt(std::size_t position);

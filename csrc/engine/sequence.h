@@ -29,6 +29,10 @@ struct Sequence {
 
   std::int32_t forks = 0;  // further samples to split off once the prompt is computed
   bool was_admitted = false;
+  float queue_seconds = 0;  // before it was first admitted
+
+  TokenMask mask;            // of the next token
+  bool awaits_mask = false;  // the next token may not be chosen yet; everything before it may be computed
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t prompt_length() const { return static_cast<std::int64_t>(request->prompt.size()); }

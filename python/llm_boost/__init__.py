@@ -23,6 +23,7 @@ from llm_boost.errors import (
 from llm_boost.model import Model, ModelInfo
 from llm_boost.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TextPiece
 from llm_boost.sampling_params import SamplingParams
+from llm_boost.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "BackendError",
@@ -40,6 +41,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPiece",
     "TokenizerError",
     "__version__",

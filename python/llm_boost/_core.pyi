@@ -78,6 +78,8 @@ class TokenEvent:
     @property
     def num_cached_tokens(self) -> int: ...
     @property
+    def queue_seconds(self) -> float: ...
+    @property
     def logprobs(self) -> list[tuple[int, float, int]]: ...
 
 class OutputQueue:
@@ -118,8 +120,15 @@ class LoadedModel:
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises RequestError unless submit() would take the request."""
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, queue: OutputQueue) -> int:
-        """Queues a request and returns its id. Raises RequestError."""
+    def submit(self, prompt: Sequence[int], params: SamplingParams, queue: OutputQueue, mask: bytes = b"") -> int:
+        """Queues a request and returns its id.
+
+        With a mask of its first token, a bit a token, each further token of a sample waits for `set_token_mask`.
+        Raises RequestError.
+        """
+
+    def set_token_mask(self, request: int, sample: int, mask: bytes) -> None:
+        """Gives the mask of a sample's next token. Raises RequestError."""
 
     def cancel(self, request: int) -> None:
         """Ends a request; its last events still come."""

@@ -10,6 +10,7 @@ from llm_boost import _core
 from llm_boost.errors import BackendError
 from llm_boost.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TextPiece, TokenLogprobs
 from llm_boost.sampling_params import SamplingParams
+from llm_boost.structured_outputs import Grammar, TokenConstraint
 from llm_boost.text.detokenizer import StreamDetokenizer
 from llm_boost.text.tokenizer import Tokenizer
 
@@ -19,6 +20,7 @@ class _Sample:
     """The growing result of one sample."""
 
     detokenizer: StreamDetokenizer | None
+    constraint: TokenConstraint | None
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -30,15 +32,24 @@ class RunningRequest:
     """Collects the events of one request. Used by one thread."""
 
     def __init__(
-        self, prompt: str | None, prompt_token_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer | None
+        self,
+        prompt: str | None,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.prompt = prompt
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.params = params
         self._tokenizer = tokenizer
-        self._samples = [_Sample(self._detokenizer()) for _ in range(params.n)]
+        self._samples = [
+            _Sample(self._detokenizer(), None if grammar is None else grammar.start()) for _ in range(params.n)
+        ]
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]
-        self._num_cached_tokens = 0
+        self.num_cached_tokens = 0
+        self.queue_seconds = 0.0
+        self._first_mask = b""
         self._started = time.perf_counter()
         self._first_token_at: float | None = None
         self._ended_at = self._started
@@ -55,6 +66,33 @@ class RunningRequest:
             min_tokens=self.params.min_tokens,
         )
 
+    def check(self, core: _core.LoadedModel) -> None:
+        """Raises RequestError unless `submit`, which comes next, will take the request."""
+        core.check(self.prompt_token_ids, self._core_params(core))
+        constraint = self._samples[0].constraint
+        if constraint is not None:
+            self._first_mask = constraint.mask()
+
+    def submit(self, core: _core.LoadedModel, queue: _core.OutputQueue) -> int:
+        """Gives the request to the core and returns its id there; its events come from `queue`."""
+        self._core = core
+        self._started = time.perf_counter()
+        return core.submit(self.prompt_token_ids, self._core_params(core), queue, self._first_mask)
+
+    def _core_params(self, core: _core.LoadedModel) -> _core.SamplingParams:
+        room = core.info()["max_model_len"] - len(self.prompt_token_ids)
+        return self.params.to_core(max_tokens=max(room, 1))
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all samples so far."""
+        return sum(len(sample.token_ids) for sample in self._samples)
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
+        """Those that have come: None for the first token, then one entry a token."""
+        return tuple(self._prompt_logprobs)
+
     @property
     def finished(self) -> bool:
         """Whether all samples have ended."""
@@ -65,6 +103,7 @@ class RunningRequest:
 
         Raises:
             BackendError: The model's logits were not numbers.
+            RequestError: The grammar of a structured output takes more work than its limits allow.
         """
         if event.prompt_position >= 0:
             self._prompt_logprobs.append(self._token_logprobs(event))
@@ -81,7 +120,10 @@ class RunningRequest:
         if self._first_token_at is None:
             self._first_token_at = now
         self._ended_at = now
-        self._num_cached_tokens = max(self._num_cached_tokens, event.num_cached_tokens)
+        self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
+        self.queue_seconds = event.queue_seconds
+        if sample.constraint is not None and event.token >= 0 and not event.finish_reason:
+            self._core.set_token_mask(event.request, event.sample, sample.constraint.next_mask(event.token))
         return self._advance(sample, event)
 
     def _advance(self, sample: _Sample, event: _core.TokenEvent) -> TextPiece:
@@ -122,7 +164,7 @@ class RunningRequest:
             prompt_logprobs=tuple(self._prompt_logprobs) if self.params.prompt_logprobs is not None else None,
             outputs=tuple(self._completion(index, sample) for index, sample in enumerate(self._samples)),
             finished=True,
-            num_cached_tokens=self._num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             metrics=RequestMetrics(first - self._started, self._ended_at - self._started),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
 from llm_boost.outputs import RequestOutput, TextPiece
 from llm_boost.sampling_params import SamplingParams
+from llm_boost.structured_outputs import Grammar, GrammarCompiler, StructuredOutputsParams
 from llm_boost.text import Tokenizer, has_tokenizer, load_tokenizer
 
 Message = Mapping[str, Any]
@@ -79,6 +81,8 @@ class Model:
         self._loaded: _core.LoadedModel | None = core
         self.config = config
         self._tokenizer = tokenizer
+        self._grammars: GrammarCompiler | None = None  # made when first needed
+        self._grammars_lock = threading.Lock()
 
     @staticmethod
     def from_pretrained(
@@ -317,6 +321,11 @@ class Model:
         self.close()
 
     @property
+    def core(self) -> _core.LoadedModel:
+        """The loaded model in the core, for those who submit requests themselves. Raises RequestError when closed."""
+        return self._core
+
+    @property
     def _core(self) -> _core.LoadedModel:
         if self._loaded is None:
             raise RequestError("the model is closed; load it again")
@@ -353,11 +362,25 @@ class Model:
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> RunningRequest:
         text, token_ids = self._encode(prompt)
+        return self.new_request(token_ids, params, text=text)
+
+    def new_request(
+        self, token_ids: Sequence[int], params: SamplingParams, *, text: str | None = None
+    ) -> RunningRequest:
+        """A request that the caller submits and follows itself, as a server does."""
         if params.stop and self._tokenizer is None:
             raise TokenizerError(
                 "stop strings need a tokenizer, and the model's directory has none; use stop_token_ids"
             )
-        return RunningRequest(text, token_ids, params, self._tokenizer)
+        return RunningRequest(text, token_ids, params, self._tokenizer, self._grammar(params.structured_outputs))
+
+    def _grammar(self, wanted: StructuredOutputsParams | None) -> Grammar | None:
+        if wanted is None:
+            return None
+        with self._grammars_lock:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
+        return self._grammars.compile(wanted)
 
 
 class _Submission:
@@ -395,14 +418,10 @@ class _Submission:
                 yield request, piece
 
     def _submit(self) -> None:
-        max_model_len = self._core.info()["max_model_len"]
-        prepared = []
         for request in self._requests:
-            room = max(max_model_len - len(request.prompt_token_ids), 1)
-            prepared.append((request.prompt_token_ids, request.params.to_core(max_tokens=room)))
-            self._core.check(*prepared[-1])
-        for request, (prompt, params) in zip(self._requests, prepared, strict=True):
-            self._by_id[self._core.submit(prompt, params, self._queue)] = request
+            request.check(self._core)
+        for request in self._requests:
+            self._by_id[request.submit(self._core, self._queue)] = request
 
     def results(self) -> list[RequestOutput]:
         return [request.result(str(request_id)) for request_id, request in self._by_id.items()]

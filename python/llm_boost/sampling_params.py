@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llm_boost import _core
 from llm_boost._suggest import unknown_name
 from llm_boost.errors import RequestError
+from llm_boost.structured_outputs import StructuredOutputsParams
 
 # Hugging Face's name -> the name here.
 _ALIASES: Mapping[str, str] = {
@@ -18,6 +19,7 @@ _ALIASES: Mapping[str, str] = {
     "num_return_sequences": "n",
     "stop_strings": "stop",
 }
+_OPTIONAL = ("max_tokens", "seed", "logit_bias", "logprobs", "prompt_logprobs", "structured_outputs")
 _INT32_MAX = (1 << 31) - 1
 
 
@@ -50,6 +52,7 @@ class SamplingParams:
         logit_bias: Added to the logits of the given token ids.
         logprobs: Return the log probabilities of this many most likely tokens, and of the chosen one; None for none.
         prompt_logprobs: Likewise for every token of the prompt.
+        structured_outputs: What form the output must have: `StructuredOutputsParams`, or its fields as a mapping.
 
     Raises:
         RequestError: A name is unknown, two names contradict each other, or a value has the wrong type. Ranges are
@@ -79,6 +82,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     if TYPE_CHECKING:
 
@@ -104,6 +108,7 @@ class SamplingParams:
             logit_bias: Mapping[int, float] | None = None,
             logprobs: int | None = None,
             prompt_logprobs: int | None = None,
+            structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None,
             do_sample: bool = True,
             max_new_tokens: int = ...,
             min_new_tokens: int = ...,
@@ -163,8 +168,10 @@ def _resolve_aliases(values: Mapping[str, Any], known: Any) -> dict[str, Any]:
 
 def _check(name: str, value: Any) -> Any:
     """Returns `value` with the type that the parameter has, or raises RequestError."""
-    if value is None and name in ("max_tokens", "seed", "logit_bias", "logprobs", "prompt_logprobs"):
+    if value is None and name in _OPTIONAL:
         return None
+    if name == "structured_outputs":
+        return StructuredOutputsParams.from_value(value)
     if name == "stop":
         return _strings(name, value)
     if name == "stop_token_ids":

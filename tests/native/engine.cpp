@@ -100,14 +100,19 @@ class FakeEngine {
   }
 
   void add(RequestId id, std::vector<std::int32_t> prompt, std::int32_t max_tokens, std::int32_t n,
-           std::int32_t prompt_logprobs) {
-    Request request{id, std::move(prompt), {}};
+           std::int32_t prompt_logprobs, TokenMask mask) {
+    Request request{id, std::move(prompt), {}, std::move(mask)};
     request.params.max_tokens = max_tokens;
     request.params.temperature = 0;
     request.params.n = n;
     request.params.prompt_logprobs = prompt_logprobs;
     engine_->check(request);
     engine_->add(std::move(request));
+  }
+
+  void set_token_mask(RequestId id, std::int32_t sample, const TokenMask& mask) {
+    engine_->check_mask(mask);
+    engine_->set_token_mask(id, sample, mask);
   }
 
   void cancel(RequestId id) { engine_->cancel(id); }
@@ -180,7 +185,9 @@ void bind_engine(py::module_& m) {
                     std::int64_t>(),
            py::kw_only(), "num_blocks"_a, "block_size"_a, "max_tokens"_a, "max_sequences"_a, "max_model_len"_a,
            "vocab_size"_a = 50, "mixes"_a = true, "prefix_caching"_a = true, "max_logit_rows"_a = 64)
-      .def("add", &FakeEngine::add, "request"_a, "prompt"_a, "max_tokens"_a, "n"_a = 1, "prompt_logprobs"_a = -1)
+      .def("add", &FakeEngine::add, "request"_a, "prompt"_a, "max_tokens"_a, "n"_a = 1, "prompt_logprobs"_a = -1,
+           "mask"_a = TokenMask{})
+      .def("set_token_mask", &FakeEngine::set_token_mask)
       .def("cancel", &FakeEngine::cancel)
       .def("fail_next", &FakeEngine::fail_next)
       .def("step", &FakeEngine::step)
