@@ -165,6 +165,15 @@ def test_keys(browser: Browser, server: ScriptedServer) -> None:
     )
 
 
+@needs_browser
+def test_enter_that_ends_a_word_of_an_input_method_does_not_send(browser: Browser, server: ScriptedServer) -> None:
+    browser.type("你好")
+    for composing in ("isComposing: true", "keyCode: 229"):
+        event = f"new KeyboardEvent('keydown', {{key: 'Enter', {composing}, bubbles: true, cancelable: true}})"
+        assert browser.evaluate(f"document.querySelector('#prompt').dispatchEvent({event})")
+    assert browser.evaluate("!running && document.querySelector('#prompt').value") == "你好"
+
+
 # ---- Errors.
 
 
@@ -180,6 +189,18 @@ def test_a_refusal_is_shown_and_can_be_tried_again(browser: Browser, server: Scr
     browser.wait_for("!running && document.querySelector('.text').innerText === 'Hello.'")
     assert browser.evaluate("document.querySelectorAll('.assistant').length") == 1
     assert [len(request["messages"]) for request in server.requests] == [1, 1]
+
+
+@needs_browser
+def test_messages_without_an_answer_are_joined(browser: Browser, server: ScriptedServer) -> None:
+    server.failure = (500, {}, {})
+    send(browser, "One")
+    browser.wait_for("!running && document.querySelector('.error:not([hidden])')")
+    assert browser.text(".error") == "The server answered 500 Internal Server Error."
+    server.failure = None
+    send(browser, "Two")
+    browser.wait_for("!running && document.querySelectorAll('.assistant').length === 2")
+    assert server.requests[-1]["messages"] == [{"role": "user", "content": "One\n\nTwo"}]
 
 
 @needs_browser
