@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_boost.bench_serve.client import Server, fetch_json, send
@@ -138,6 +138,7 @@ def test_answers_that_fail(parts: Any, timeout: float, status: int, error: str, 
     assert (record.status, record.error, record.end) == (status, error, end)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 200), max_size=8))
 def test_events_may_be_cut_anywhere(cuts: list[int]) -> None:
     stream = (token("né") + b": ping\r\n\r\n" + token("e", "stop").replace(b"\n", b"\r\n") + usage(2, 2)).replace(
@@ -213,6 +214,7 @@ def test_goodput_words(word: str) -> None:
 # ---- What is sent, and when.
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(0, 0.9), st.integers(0, 5), st.integers(1, 3))
 def test_random_lengths(length: int, ratio: float, prefix: int, prefixes: int) -> None:
     spec = RandomPrompts(input_len=length, output_len=length, range_ratio=ratio, prefix_len=prefix,

@@ -10,6 +10,7 @@ import pytest
 from browser import SHIFT, Browser, find_browser
 from chat_server import PATIENCE, ScriptedServer, chunk, ending
 
+from llm_boost import Model
 from llm_boost.serve.page import chat_page
 
 PROGRAM = find_browser()
@@ -164,6 +165,15 @@ def test_keys(browser: Browser, server: ScriptedServer) -> None:
     )
 
 
+@needs_browser
+def test_enter_that_ends_a_word_of_an_input_method_does_not_send(browser: Browser, server: ScriptedServer) -> None:
+    browser.type("你好")
+    for composing in ("isComposing: true", "keyCode: 229"):
+        event = f"new KeyboardEvent('keydown', {{key: 'Enter', {composing}, bubbles: true, cancelable: true}})"
+        assert browser.evaluate(f"document.querySelector('#prompt').dispatchEvent({event})")
+    assert browser.evaluate("!running && document.querySelector('#prompt').value") == "你好"
+
+
 # ---- Errors.
 
 
@@ -179,6 +189,18 @@ def test_a_refusal_is_shown_and_can_be_tried_again(browser: Browser, server: Scr
     browser.wait_for("!running && document.querySelector('.text').innerText === 'Hello.'")
     assert browser.evaluate("document.querySelectorAll('.assistant').length") == 1
     assert [len(request["messages"]) for request in server.requests] == [1, 1]
+
+
+@needs_browser
+def test_messages_without_an_answer_are_joined(browser: Browser, server: ScriptedServer) -> None:
+    server.failure = (500, {}, {})
+    send(browser, "One")
+    browser.wait_for("!running && document.querySelector('.error:not([hidden])')")
+    assert browser.text(".error") == "The server answered 500 Internal Server Error."
+    server.failure = None
+    send(browser, "Two")
+    browser.wait_for("!running && document.querySelectorAll('.assistant').length === 2")
+    assert server.requests[-1]["messages"] == [{"role": "user", "content": "One\n\nTwo"}]
 
 
 @needs_browser
@@ -365,6 +387,36 @@ def test_settings_are_sent_and_kept(browser: Browser, server: ScriptedServer) ->
     assert browser.evaluate("document.querySelector('#settings').open")  # the browser points at the field
     browser.press("Escape")
     assert browser.evaluate("sampling()") == {}
+
+
+# ---- The real server.
+
+
+@needs_browser
+def test_with_a_model(running_browser: Browser, smollm2: Model) -> None:
+    pytest.importorskip("starlette")
+    from serving import serving
+
+    browser = running_browser
+    with serving(smollm2) as server:
+        browser.screen(1200, 800)
+        browser.open(f"{server.url}/")
+        browser.wait_for("document.querySelector('#model').value")
+        browser.evaluate("document.querySelector('#max_tokens').value = 12")
+        send(browser, "Say hello.")
+        wait_for_answer(browser)
+        assert browser.text(".error") == ""
+        assert len(browser.text(".text")) > 5
+        assert "tokens/s" in browser.text(".note")
+        browser.evaluate("document.querySelector('#max_tokens').value = 1000")
+        send(browser, "Write a long story.")
+        browser.wait_for("document.querySelectorAll('.text')[1]?.innerText.length > 20")
+        browser.press("Escape")
+        wait_for_answer(browser)
+        server.wait_until_idle()  # the blocks of the answer that was stopped are free
+        send(browser, "word " * 3000)  # more than its context holds
+        browser.wait_for("document.querySelector('.message:last-child .error:not([hidden])')")
+        assert "2048" in browser.text(".message:last-child .error")
 
 
 # ---- Looks.

@@ -38,7 +38,7 @@ def plot(path: Path, result: Mapping[str, Any], records: Sequence[RequestRecord]
     latency.set(xscale="log", xlabel="milliseconds", ylabel="share of requests or tokens", ylim=(0, 1.02))
     for share in (0.5, 0.9, 0.99):
         latency.axhline(share, color="grey", linewidth=0.5)
-    latency.legend(loc="lower right")
+    latency.legend(loc="upper left")
     latency.set_title(
         f"{result['model_id']}: {result['completed']} of {result['num_prompts']} requests, "
         f"{result['request_throughput']:.2f} requests/s, {result['output_throughput']:.1f} tokens/s"

@@ -123,7 +123,7 @@ async def _run(arguments: argparse.Namespace) -> tuple[str, list[RequestRecord],
             return send(post, request, arguments.timeout)
         return send(post, request, float(rng.uniform(0, arguments.leave_within)), leaves=True)
 
-    with closing(tqdm(total=arguments.num_prompts, unit="request", leave=False)) as progress:
+    with closing(tqdm(total=arguments.num_prompts, unit="request", leave=False, disable=None)) as progress:
         requests = requests[: arguments.num_prompts]
         records, duration = await run_load(
             measured, requests, arrivals, arguments.max_concurrency, lambda _: progress.update()

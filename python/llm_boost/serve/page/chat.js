@@ -358,7 +358,8 @@ $("composer").onsubmit = (event) => {
 };
 $("prompt").oninput = () => setRunning(running);
 $("prompt").onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // Enter also ends an input method's word
+  // Enter also ends a word of an input method: isComposing says so, or in Safari the code 229.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   send();
 };
