@@ -15,10 +15,14 @@ std::vector<std::string> backend_names() {
 
 DeviceReport probe_devices() { return npu::probe_devices(); }
 
-std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device) {
+std::string default_backend() {
   const char* preferred = std::getenv("LLM_BOOST_BACKEND");
-  if (name == "auto" && preferred != nullptr && *preferred != '\0') name = preferred;
-  if (name == "auto") name = npu::has_device() ? npu::kBackendName : "cpu";
+  if (preferred != nullptr && *preferred != '\0') return preferred;
+  return npu::has_device() ? npu::kBackendName : "cpu";
+}
+
+std::unique_ptr<Backend> make_backend(std::string_view choice, ThreadPool& pool, const DeviceOptions& device) {
+  const std::string name = choice == "auto" ? default_backend() : std::string(choice);
   if (name == npu::kBackendName) return npu::make_atb_backend(pool, device);
   if (name == "cpu") return std::make_unique<cpu::CpuBackend>(pool);
   std::string known;

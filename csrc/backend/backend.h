@@ -116,10 +116,13 @@ class Backend {
                                            const ProgramOptions& options) = 0;
 };
 
-// Creates the backend called `name`; "auto" is the one that the environment variable LLM_BOOST_BACKEND names, or else
-// the best that runs here. Throws BackendError for a name that this build does not have. The pool must outlive the
-// backend, and the backend its programs.
-std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
+// What "auto" means: the backend that the environment variable LLM_BOOST_BACKEND names, or else the best that runs
+// here.
+std::string default_backend();
+
+// Creates the backend called `choice`, or the default one for "auto". Throws BackendError for a name that this build
+// does not have. The pool must outlive the backend, and the backend its programs.
+std::unique_ptr<Backend> make_backend(std::string_view choice, ThreadPool& pool, const DeviceOptions& device);
 
 // The names that make_backend() knows in this build, best first.
 std::vector<std::string> backend_names();

@@ -217,6 +217,7 @@ PYBIND11_MODULE(_core, m) {
   lb::bind_model_records(m);
   bind_requests(m);
   bind_model(m);
+  m.def("default_backend", &lb::default_backend, "The backend that \"auto\" means.");
   m.def("backend_names", &lb::backend_names, "Backends of this build, best first.");
   m.def(
       "device_report",

@@ -171,6 +171,9 @@ def graph_text(config: ModelConfig) -> str:
 def backend_names() -> list[str]:
     """Backends of this build, best first."""
 
+def default_backend() -> str:
+    """The backend that "auto" means."""
+
 def device_report() -> dict[str, Any]:
     """What is known of the NPUs of this machine; never raises."""
 

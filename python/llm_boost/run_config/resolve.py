@@ -110,7 +110,7 @@ def keys_for_other_backends(run: RunConfig) -> dict[str, str]:
 
 
 def _is_cpu(backend: str) -> bool:
-    return (_core.backend_names()[0] if backend == "auto" else backend) == "cpu"
+    return (_core.default_backend() if backend == "auto" else backend) == "cpu"
 
 
 def _backend(run: RunConfig) -> str:
