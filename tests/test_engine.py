@@ -157,6 +157,18 @@ def test_after_a_backend_failure_the_engine_goes_on() -> None:
     assert collector.outputs == {(1, 0): expected_output(engine, [4, 5], 4)}
 
 
+def test_a_cancelled_request_frees_its_blocks_in_the_next_step() -> None:
+    engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    engine.add(0, list(range(9)), 30, 2)
+    engine.add(1, [1, 2, 3], 30)
+    for _ in range(3):
+        engine.step()
+    engine.cancel(0)
+    engine.step()
+    stats = engine.stats()
+    assert (stats["num_running"], stats["num_blocks"] - stats["num_free_blocks"]) == (1, 2)
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
     engine = _testing.FakeEngine(num_blocks=64, block_size=BLOCK, max_tokens=8, max_sequences=4, max_model_len=128)
     engine.add(0, [1], 30)

@@ -69,7 +69,7 @@ def test_kernel_files_use_no_standard_library_templates() -> None:
 
 
 def test_the_binding_stays_thin() -> None:
-    assert len((CSRC / "binding" / "module.cpp").read_text("utf-8").splitlines()) < 280
+    assert len((CSRC / "binding" / "module.cpp").read_text("utf-8").splitlines()) < 320
 
 
 def test_files_stay_readable() -> None:

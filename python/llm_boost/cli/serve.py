@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,20 @@ SUMMARY = "serve a model over HTTP, as OpenAI's API"
 
 _KEY_VARIABLE = "LLM_BOOST_API_KEY"
 _MAX_CONFIG_BYTES = 1 << 20
+# The other defaults are those of `ServerSettings` and `Model.from_pretrained`.
+_DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "insecure": False, "log_level": "info"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Defines the command's arguments. Those that become settings have no default here: `ServerSettings` has it."""
+    """Defines the command's arguments. None has a default here, so that --config knows which were given."""
     parser.add_argument("model", metavar="MODEL", help="a model directory, or the name of a pulled model")
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    group.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    group.add_argument("--host", help=f"address to listen on (default: {_DEFAULTS['host']})")
+    group.add_argument("--port", type=int, help=f"port to listen on (default: {_DEFAULTS['port']})")
     group.add_argument(
         "--api-key", help=f"clients must send it; better in the environment variable {_KEY_VARIABLE}, which ps hides"
     )
-    group.add_argument("--insecure", action="store_true", help="let other machines in without a key")
+    group.add_argument("--insecure", action="store_true", default=None, help="let other machines in without a key")
     group.add_argument(
         "--served-model-name", nargs="+", metavar="NAME", help="what clients call it (default: MODEL's last part)"
     )
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allowed-origins", nargs="+", metavar="ORIGIN", help="web origins that may call (CORS)")
     group.add_argument("--metrics-prefix", help="begins the names of metrics (default: vllm, as dashboards expect)")
     group.add_argument("--log-prompts", action="store_true", default=None, help="write prompts to the log")
-    group.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    group.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level that is logged")
     group.add_argument("--config", type=Path, metavar="YAML", help="a file of these options; the command line wins")
     add_loading_options(parser)
 
@@ -56,7 +56,10 @@ def main(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ConfigError(f'llm-boost serve needs the package {error.name}: pip install "llm_boost[serve]"') from error
     if arguments.config is not None:
-        _apply_config(arguments, sys.argv)
+        _apply_config(arguments)
+    for name, default in _DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     key = arguments.api_key or os.environ.get(_KEY_VARIABLE) or None
     if key is None and not arguments.insecure and not _is_loopback(arguments.host):
         raise ConfigError(
@@ -85,7 +88,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _apply_config(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+def _apply_config(arguments: argparse.Namespace) -> None:
     """Takes options from a YAML file, by their long names, unless the command line has them.
 
     Raises:
@@ -94,15 +97,13 @@ def _apply_config(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     add_arguments(parser)
     options = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "config"}
-    on_command_line = {
-        action.dest for action in options.values() for word in words if word.split("=")[0] in action.option_strings
-    }
     for name, value in _read_config(arguments.config).items():
         key = str(name).replace("-", "_")
         if key not in options:
             raise ConfigError(f"{arguments.config}: {unknown_name('option', key, options)}")
-        if key not in on_command_line:
-            setattr(arguments, key, _convert(arguments.config, options[key], value))
+        converted = _convert(arguments.config, options[key], value)
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, converted)
 
 
 def _read_config(path: Path) -> dict[Any, Any]:

@@ -31,6 +31,7 @@ from llm_boost.serve.errors import ApiError, as_api_error
 from llm_boost.serve.generate import GenerateCall
 from llm_boost.serve.metrics import Metrics
 from llm_boost.serve.middleware import KeyGuard, RequestLog
+from llm_boost.serve.page import chat_page
 from llm_boost.serve.settings import ServerSettings
 from llm_boost.serve.streaming import PING, EventStream, error_response, event, json_response, wait_for_disconnect
 from llm_boost.serve.tokens import detokenize, tokenize
@@ -252,8 +253,6 @@ class Server:
 
     async def page(self, request: Request) -> Response:
         """The chat page."""
-        from llm_boost.serve.page import chat_page
-
         page = chat_page()
         return Response(page.body, headers=page.headers)
 
@@ -346,9 +345,9 @@ class _Lease:
         if self.ended:
             return
         self.ended = True
-        self._server.admission.release(self._count)
         if self.generation is not None:
             self._server.engine.close_generation(self.generation)
+        self._server.admission.release(self._count)
 
 
 def _error_answer(error: Exception) -> Response:

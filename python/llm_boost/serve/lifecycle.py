@@ -11,10 +11,9 @@ import uvicorn
 
 from llm_boost.model import Model
 from llm_boost.serve.app import Server, create_app
+from llm_boost.serve.middleware import MAX_HEADER_BYTES
 from llm_boost.serve.settings import ServerSettings
 
-# All headers of a request together. Peers take 4 MB; no client has a use for more than this.
-_MAX_HEADER_BYTES = 64 << 10
 _KEEP_ALIVE_SECONDS = 15
 # After the drain, what is left is cancelled by uvicorn; errors of the drain itself need a moment to be sent.
 _GRACE_SECONDS = 2
@@ -24,16 +23,19 @@ class HttpServer(uvicorn.Server):
     """uvicorn, which on SIGTERM or SIGINT closes its sockets and waits for the answers that are under way."""
 
     def __init__(self, model: Model, settings: ServerSettings, **options: Any) -> None:
-        """Takes uvicorn's options, such as `host` and `port`."""
+        """Takes uvicorn's options, such as `host` and `port`.
+
+        The attribute `state` is what the application's routes share.
+        """
         app = create_app(model, settings)
-        self._served: Server = app.state.server
+        self.state: Server = app.state.server
         super().__init__(
             uvicorn.Config(
                 app,
                 http="h11",  # unlike httptools, it limits headers
                 ws="none",
                 lifespan="on",
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,  # while they arrive
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds) + _GRACE_SECONDS,
                 access_log=False,
@@ -45,7 +47,7 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuses new requests, and gives those under way until the deadline."""
-        self._served.drain()
+        self.state.drain()
         await super().shutdown(sockets)
 
 
@@ -53,7 +55,7 @@ def run_server(model: Model, settings: ServerSettings, *, host: str, port: int) 
     """Serves until SIGTERM or SIGINT; a second signal ends at once."""
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        """Does nothing: uvicorn raises the signal that ended it once more, so that others learn of it: the work is done."""
+        """For SIGTERM, which uvicorn raises once more when its work is done."""
 
     previous = signal.signal(signal.SIGTERM, ignore)
     try:

@@ -20,6 +20,8 @@ from llm_boost.serve.errors import ApiError
 from llm_boost.serve.streaming import error_response
 
 _log = logging.getLogger("llm_boost.serve")
+# All headers of a request together. Peers take 4 MB; no client has a use for more than this.
+MAX_HEADER_BYTES = 64 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -65,7 +67,7 @@ class KeyGuard:
 
 
 class RequestLog:
-    """Gives every request an id and writes a line when it has been answered. Outermost."""
+    """Gives every request an id, refuses huge headers, and writes a line when it has been answered. Outermost."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -88,6 +90,10 @@ class RequestLog:
             await send(message)
 
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                error = ApiError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes", code="headers_too_large")
+                await error_response(error)(scope, receive, send_with_id)
+                return
             await self._app(scope, receive, send_with_id)
         finally:
             facts["seconds"] = round(time.perf_counter() - started, 4)
