@@ -89,7 +89,7 @@ def text_of(answer: dict[str, Any]) -> list[str]:
 def test_answers_are_the_engines(model: Model) -> None:
     """More lines than the engine computes at once, with several prompts and samples in some."""
     entries = [completion(n) for n in range(30)]
-    entries[5]["body"] |= {"prompt": ["one", "two", "three"], "n": 2, "temperature": 1.5, "seed": 3}
+    entries[5]["body"] |= {"prompt": ["one", "two", "three"], "n": 2, "temperature": 1.5, "seed": 3, "ignore_eos": True}
     entries[6] = chat(6)
     entries[7]["body"] |= {"stop": "number", "max_tokens": 40}
     answers = run(model, entries)
@@ -102,6 +102,7 @@ def test_answers_are_the_engines(model: Model) -> None:
         params = SamplingParams(temperature=0, max_tokens=1 + number % 7)
         assert text_of(answers[number]) == [model.generate(f"number {number}", params)[0].outputs[0].text]
     assert len(text_of(answers[5])) == 6
+    assert answers[5]["response"]["body"]["usage"]["completion_tokens"] == 3 * 2 * entries[5]["body"]["max_tokens"]
     expected = model.chat([entries[6]["body"]["messages"]], SamplingParams(temperature=0, max_tokens=7))
     assert text_of(answers[6]) == [expected[0].outputs[0].text]
     assert model.stats()["num_running"] == model.stats()["num_waiting"] == 0

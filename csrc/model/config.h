@@ -28,7 +28,8 @@ struct ModelConfig {
   float rope_position_scale = 1;     // positions are multiplied by this before they become angles
   float rope_amplitude = 1;          // cos and sin are multiplied by this
   DType rope_dtype = DType::kF32;    // cos and sin are rounded to this
-  // The rotary table itself, [max_positions, head_dim / 2], where the caller has one; the fields above then say nothing.
+  // The rotary table itself, [max_positions, head_dim / 2], where the caller has one; the fields above then say
+  // nothing.
   std::vector<float> rope_cos = {};
   std::vector<float> rope_sin = {};
 };
