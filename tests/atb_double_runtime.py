@@ -102,7 +102,7 @@ def broken_stream(device: Device, op: int, ins: list[DeviceTensor], outs: list[D
     device.stream = old
     device.destroy(op)
     device.call("aclrtDestroyStream", stream)
-    device.driver.driver_destroy_context(ctypes.c_void_p(context))
+    device.destroy_context(context)
     device.free(*{t.device for t in [*ins, *outs] if t.device and word != "host memory"})
 
 
@@ -201,7 +201,7 @@ def setup_threads(device: Device) -> None:
         assert not errors, errors
         with refused(INTERNAL, "take turns"):
             device.setup(op, [x, x], [out], context)
-    device.driver.driver_destroy_context(ctypes.c_void_p(context))
+    device.destroy_context(context)
     device.free(x.device or 0, out.device or 0)
 
 
@@ -213,7 +213,7 @@ def contexts(device: Device) -> None:
     device.clear()
     assert device.driver.driver_set_launch_mode(ctypes.c_void_p(context), 1) == INVALID_PARAM
     assert "before the first Setup" in device.log()
-    device.driver.driver_destroy_context(ctypes.c_void_p(context))
+    device.destroy_context(context)
     assert "destroy the 1 operations" in device.log()
     device.free(x.device or 0, out.device or 0)
 
@@ -229,7 +229,7 @@ def captured_launches(device: Device) -> None:
         with refused(DIM, "captured"):
             device.setup(op, [desc(1, 16)] * 2, [desc(1, 16)], context)
         device.synchronize()
-    device.driver.driver_destroy_context(ctypes.c_void_p(context))
+    device.destroy_context(context)
     device.free(x.device or 0, out.device or 0)
 
 
