@@ -376,6 +376,10 @@ def events(device: Device) -> None:
     other, main_stream = device.new("aclrtCreateStream"), device.stream
     event = device.new("aclrtCreateEvent")
     host, block = np.arange(32, dtype=np.uint8), device.malloc(64)
+    size = 32 << 20
+    room = device.malloc(2 * size)
+    for _ in range(4):  # Long enough for a stream that does not wait to come too early.
+        device.copy(room + size, room, size, D2D)
     device.copy(block, host.ctypes.data, 32, H2D)
     device.call("aclrtRecordEvent", event, main_stream)
     device.call("aclrtStreamWaitEvent", other, event)
@@ -388,7 +392,7 @@ def events(device: Device) -> None:
     device.call("aclrtSynchronizeEvent", event)
     device.call("aclrtDestroyEvent", event)
     device.call("aclrtDestroyStream", other)
-    device.free(block)
+    device.free(block, room)
 
 
 def captured_stream(device: Device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,5 +95,5 @@ def test_settings_are_checked(double_root: Path) -> None:
 
 def test_the_host_cannot_touch_device_memory(double_root: Path) -> None:
     process = start("atb_double_runtime", double_root, "touch_device_memory")
-    process.communicate()
-    assert process.returncode == -11  # SIGSEGV
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGSEGV or "SEGV on unknown address" in errors, errors
