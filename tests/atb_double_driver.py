@@ -140,9 +140,12 @@ class Device:
         self.check("SetExecuteStream", self.driver.driver_set_stream(context, ctypes.c_void_p(chosen)))
         return int(context.value or 0)
 
+    def destroy_context(self, context: int) -> None:
+        self.check("DestroyContext", self.driver.driver_destroy_context(ctypes.c_void_p(context)))
+
     def close(self) -> None:
         """Gives back what this object made; the rest is a leak."""
-        self.driver.driver_destroy_context(ctypes.c_void_p(self.context))
+        self.destroy_context(self.context)
         self.call("aclrtDestroyStream", self.stream)
 
     # -- ACL ---------------------------------------------------------------------------------------------------------

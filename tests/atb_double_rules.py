@@ -202,7 +202,7 @@ def execute(device: Device) -> None:
         device.setup(op, [x], [out])
     with refused(INVALID_PARAM, "before a successful Setup"):
         device.execute(op, [x, y], [out])
-    device.driver.driver_destroy_context(ctypes.c_void_p(other))
+    device.destroy_context(other)
     device.destroy(op)
     device.synchronize()
     device.free(*[t.device or 0 for t in (x, y, out)])

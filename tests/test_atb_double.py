@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,6 @@ import atb_double_operations
 import atb_double_rules
 import atb_double_runtime
 import pytest
-
-from llm_boost import _core
 
 TESTS = Path(__file__).parent
 # Scenarios by the settings they need: each group is a process, since the double reads its settings once.
@@ -31,8 +30,7 @@ PAIRS = [scenario.__name__ for scenario in atb_double_collectives.PAIRS]
 
 @pytest.fixture(scope="session")
 def double_root() -> Path:
-    """The double that the core was built with; without one it is built beside the other build outputs."""
-    _core.backend_names()
+    """The double that the core, which conftest loaded, was built with; else one beside the other build outputs."""
     for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
         if line.endswith("libascendcl.so"):
             return Path(line.split()[-1]).parents[3]
@@ -97,5 +95,5 @@ def test_settings_are_checked(double_root: Path) -> None:
 
 def test_the_host_cannot_touch_device_memory(double_root: Path) -> None:
     process = start("atb_double_runtime", double_root, "touch_device_memory")
-    process.communicate()
-    assert process.returncode == -11  # SIGSEGV
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGSEGV or "SEGV on unknown address" in errors, errors

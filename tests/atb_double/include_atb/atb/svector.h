@@ -34,13 +34,18 @@ class SVector {
   }
   ~SVector() { delete[] heap_; }
 
+  // Before CANN 8.3 nothing beyond the inline slots without reserve().
   void push_back(const T& value) {
     if (size_ == capacity_) {
+#if ATB_DOUBLE_RELEASE < 830
+      throw std::length_error("SVector: push_back beyond the reserved capacity");
+#else
       const T copy = value;
       reserve(std::min(2 * capacity_, MAX_SVECTOR_SIZE));
       resize(size_ + 1);
       data()[size_ - 1] = copy;
       return;
+#endif
     }
     data()[size_++] = value;
   }
