@@ -18,6 +18,7 @@ MAY_INCLUDE = {
     "backend/cpu": {"base", "graph", "backend"},
     "engine": {"base", "graph", "model", "backend", "backend/cpu"},
     "binding": {"base", "model", "backend", "backend/cpu", "engine"},
+    "bench": {"base", "graph", "model", "backend", "backend/cpu", "engine"},
 }
 # Headers that belong to one room, or to some files of it.
 ONLY_IN = {
