@@ -26,8 +26,8 @@ def library_path() -> Path:
 
 
 if HAS_ATB:  # what sourcing the two set_env.sh does
-    os.environ["ASCEND_HOME_PATH"] = str(library_path().parent.parent)
-    os.environ["ATB_HOME_PATH"] = str(library_path().parents[4] / "nnal/atb/latest/atb/cxx_abi_1")
+    os.environ.setdefault("ASCEND_HOME_PATH", str(library_path().parent.parent))
+    os.environ.setdefault("ATB_HOME_PATH", str(library_path().parents[4] / "nnal/atb/latest/atb/cxx_abi_1"))
 
 
 class Double:

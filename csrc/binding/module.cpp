@@ -11,9 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "backend/cpu/isa.h"
 #include "base/error.h"
-#include "base/host.h"
 #include "binding/model_records.h"
 #include "engine/load.h"
 #include "model/model.h"
@@ -210,6 +208,8 @@ void bind_model(py::module_& m) {
 
 }  // namespace
 
+void bind_host(py::module_& m);  // host.cpp
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of llm_boost. Use the llm_boost package instead.";
   m.attr("__version__") = LLM_BOOST_VERSION;
@@ -217,25 +217,5 @@ PYBIND11_MODULE(_core, m) {
   lb::bind_model_records(m);
   bind_requests(m);
   bind_model(m);
-  m.def("default_backend", &lb::default_backend, "The backend that \"auto\" means.");
-  m.def("backend_names", &lb::backend_names, "Backends of this build, best first.");
-  m.def(
-      "device_report",
-      [] {
-        const lb::DeviceReport report = lb::probe_devices();
-        return py::dict("is_built"_a = report.is_built, "built_for"_a = report.built_for, "abi"_a = report.abi,
-                        "num_devices"_a = report.num_devices, "soc"_a = report.soc, "free_bytes"_a = report.free_bytes,
-                        "total_bytes"_a = report.total_bytes, "problem"_a = report.problem);
-      },
-      "What is known of the NPUs of this machine; never raises.");
-  m.def(
-      "usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
-  m.def(
-      "isa_levels",
-      [] {
-        std::vector<std::string> names;
-        for (const lb::cpu::Kernels* kernels : lb::cpu::available_kernels()) names.emplace_back(kernels->name);
-        return names;
-      },
-      "Instruction set levels of this machine, best first.");
+  bind_host(m);
 }

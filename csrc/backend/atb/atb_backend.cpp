@@ -136,10 +136,10 @@ std::unique_ptr<Backend> make_atb_backend(ThreadPool& pool, const DeviceOptions&
 bool has_device() {
   try {
     start_acl();
+    return device_count() > 0;
   } catch (const BackendError&) {
     return false;  // `auto` looks for what works
   }
-  return device_count() > 0;
 }
 
 DeviceReport probe_devices() {

@@ -30,7 +30,8 @@ void start_acl() {
 
 std::int64_t device_count() {
   std::uint32_t count = 0;
-  return aclrtGetDeviceCount(&count) == ACL_SUCCESS ? count : 0;
+  check_acl(aclrtGetDeviceCount(&count), "aclrtGetDeviceCount", "this host");
+  return count;
 }
 
 DeviceUse::DeviceUse(std::int32_t id) : id_(id) {
