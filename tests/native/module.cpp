@@ -11,7 +11,6 @@
 namespace py = pybind11;
 using namespace py::literals;
 
-void bind_kernels(py::module_& m);
 void bind_engine(py::module_& m);
 
 PYBIND11_MODULE(_testing, m) {
@@ -40,6 +39,5 @@ PYBIND11_MODULE(_testing, m) {
         return sums;
       },
       "num_threads"_a, "num_jobs"_a, py::call_guard<py::gil_scoped_release>());
-  bind_kernels(m);
   bind_engine(m);
 }
