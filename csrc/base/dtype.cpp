@@ -20,7 +20,8 @@ DType parse_dtype(std::string_view text, std::string_view what) {
   throw ConfigError(cat(what, " is '", text, "', expected one of float32, float16, bfloat16"));
 }
 
-// Conversions of the native type are exact in this direction and correctly rounded in the other, in hardware or in libgcc.
+// Conversions of the native type are exact in this direction and correctly rounded in the other, in hardware or in
+// libgcc.
 float to_float(F16 x) { return static_cast<float>(std::bit_cast<NativeF16>(x)); }
 
 F16 to_f16(float x) { return std::bit_cast<F16>(static_cast<NativeF16>(x)); }
