@@ -42,12 +42,15 @@ enum class Epilogue : std::uint8_t {
   kSwiGlu,  // out[operand] = silu(gate) * up; lanes 0-15 of a panel are gate columns, 16-31 the matching up columns
 };
 
+// Rows of one matrix product call: activations of so many rows stay in the L2 cache while the panels pass over them.
+inline constexpr int kMaxLinearRows = 256;
+
 // y = x weight^T for a range of weight panels.
 // weight: [panels][in / elements_per_step][32] words, zero where a panel exceeds `out_columns`; 64-byte aligned.
 struct LinearArgs {
   const void* x = nullptr;  // [rows, ldx] operand
   std::int64_t ldx = 0;     // elements, even
-  std::int64_t rows = 0;
+  std::int64_t rows = 0;    // at most kMaxLinearRows
   Operand operand = Operand::kF32;
   const std::uint32_t* weight = nullptr;
   DType weight_dtype = DType::kF32;

@@ -55,7 +55,11 @@ LB_INLINE __m512i bf16_bits(Vec a) {
 }
 LB_INLINE Vec round_to_bf16(Vec a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(a), 16))}; }
 LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
+#ifdef __AVX512BF16__  // takes subnormal numbers for zero
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+#else
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
+#endif
 }
 
 LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,

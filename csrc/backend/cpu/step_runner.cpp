@@ -77,12 +77,25 @@ void StepRunner::operator()(const LinearStep& step) const {
                   .epilogue = step.epilogue,
                   .out = at(step.out),
                   .ldo = spec(step.out).ld};
-  // About eight pieces a thread: small enough to even out a thread that is slowed down, large enough to stream.
+  // Pieces are blocks of rows times ranges of panels: enough of them to even out a thread that is slowed down, each
+  // large enough to stream. Kernels are faster with pairs of panels, unless that leaves too few pieces to share.
+  const std::int64_t rows = args.rows;
+  const std::int64_t row_blocks = ceil_div(rows, std::int64_t{kMaxLinearRows});
   const std::int64_t panels = num_panels(matrix);
-  const std::int64_t chunk = std::max<std::int64_t>(2, panels / (8 * program_.pool_.size()) / 2 * 2);
-  share(panels, panels < 4 * program_.pool_.size() ? 1 : chunk, [&](std::int64_t begin, std::int64_t end) {
-    args.panel_begin = begin;
-    args.panel_end = end;
+  const std::int64_t few = std::int64_t{8} * program_.pool_.size();
+  const std::int64_t even = ceil_div(panels * row_blocks, 2 * few);
+  const std::int64_t chunk =
+      row_blocks * ceil_div(panels, std::int64_t{2}) < few ? even : round_up(even, std::int64_t{2});
+  const std::int64_t chunks = ceil_div(panels, chunk);
+  const auto* x = at(step.x);
+  auto* out = at(step.out);
+  share(row_blocks * chunks, 1, [&](std::int64_t piece, std::int64_t) {
+    const std::int64_t first_row = piece / chunks * rows / row_blocks;
+    args.rows = (piece / chunks + 1) * rows / row_blocks - first_row;
+    args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
+    args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
+    args.panel_begin = piece % chunks * chunk;
+    args.panel_end = std::min(args.panel_begin + chunk, panels);
     program_.kernels_.linear(args);
   });
 }
