@@ -20,7 +20,7 @@ QUICK = ["--probe-mib", "8", "--threads", "2", "--repeat", "2"]
 
 
 def run(*arguments: str, isa: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.defpath} | ({"LLM_BOOST_ISA": isa} if isa else {})  # no Python, nothing of ours
+    environment = os.environ | ({"LLM_BOOST_ISA": isa} if isa else {})
     return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=environment)
 
 

@@ -1,4 +1,4 @@
-"""Every kernel of every instruction set level that this machine has, against float64.
+"""Every kernel of every instruction set level that this machine or its emulator has, against float64.
 
 Tolerances. A sum of n products in f32, in any order, is off by at most about n * eps * sum |a_i b_i| (Higham, "Accuracy
 and Stability of Numerical Algorithms", section 3.1), eps = 2^-24; the dot product instruction rounds twice a step and
@@ -11,10 +11,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from reference import kernel_client as kernels
+from reference.kernel_client import LEVELS
 
-from llm_boost import _core, _testing
-
-LEVELS = _core.isa_levels()
 EPS = 2.0**-24
 TINY = 1e-30
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -25,7 +24,7 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def operands(isa: str, dtype: str) -> list[str]:
-    return ["f32", "f32r"] + (["bf16"] if _testing.has_bf16_dot(isa) and dtype == "bfloat16" else [])
+    return ["f32", "f32r"] + (["bf16"] if kernels.has_bf16_dot(isa) and dtype == "bfloat16" else [])
 
 
 def product_case(
@@ -50,7 +49,7 @@ def test_linear_of_every_row_count(isa: str, dtype: str) -> None:
     for operand in operands(isa, dtype):
         for rows in [*range(1, 27), 36, 37, 64, 65]:
             x, w, exact_x = product_case(rows, 70, 40, dtype, operand, seed=rows)
-            check_product(_testing.linear(isa, x, w, dtype, operand), exact_x, w)
+            check_product(kernels.linear(isa, x, w, dtype, operand), exact_x, w)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -60,7 +59,7 @@ def test_linear_of_every_width(isa: str, dtype: str) -> None:
         for columns in [*range(1, 68), 127, 128, 129]:
             for rows in (1, 5, 40):
                 x, w, exact_x = product_case(rows, columns, 18, dtype, operand, seed=columns)
-                check_product(_testing.linear(isa, x, w, dtype, operand), exact_x, w)
+                check_product(kernels.linear(isa, x, w, dtype, operand), exact_x, w)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -70,7 +69,7 @@ def test_linear_of_every_inner_size(isa: str, dtype: str) -> None:
         for inner in [*range(2, 70, 2), 576, 1000]:
             for misalignment in (0, 4, 12, 36):
                 x, w, exact_x = product_case(7, 33, inner, dtype, operand, seed=inner)
-                check_product(_testing.linear(isa, x, w, dtype, operand, misalignment=misalignment), exact_x, w)
+                check_product(kernels.linear(isa, x, w, dtype, operand, misalignment=misalignment), exact_x, w)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -93,9 +92,9 @@ def test_linear_epilogues(isa: str) -> None:
             bias = random.standard_normal(columns).astype(np.float32)
             initial = random.standard_normal((rows, columns)).astype(np.float32)
             check_product(
-                _testing.linear(isa, x, w, "bfloat16", operand, bias=bias), exact_x, w, bias.astype(np.float64)
+                kernels.linear(isa, x, w, "bfloat16", operand, bias=bias), exact_x, w, bias.astype(np.float64)
             )
-            added = _testing.linear(isa, x, w, "bfloat16", operand, epilogue="add", bias=bias, initial=initial)
+            added = kernels.linear(isa, x, w, "bfloat16", operand, epilogue="add", bias=bias, initial=initial)
             check_product(added, exact_x, w, bias + initial.astype(np.float64))
 
 
@@ -107,7 +106,7 @@ def test_linear_swiglu(isa: str, ffn: int) -> None:
             x, w, exact_x = product_case(rows, 2 * ffn, 24, "bfloat16", operand, seed=ffn)
             gate, up = exact_x @ w[:ffn].T.astype(np.float64), exact_x @ w[ffn:].T.astype(np.float64)
             expected = gate / (1 + np.exp(-gate)) * up
-            result = _testing.linear(isa, x, w, "bfloat16", operand, epilogue="swiglu")
+            result = kernels.linear(isa, x, w, "bfloat16", operand, epilogue="swiglu")
             # The sums' errors pass through silu (slope at most 1.1) and the product; the result may be rounded to bf16.
             sums = 2 * 26 * EPS * (np.abs(exact_x) @ np.abs(w).T.astype(np.float64))
             bound = (
@@ -123,11 +122,11 @@ def test_linear_swiglu(isa: str, ffn: int) -> None:
 def test_linear_does_not_depend_on_rows_or_pieces(isa: str, dtype: str) -> None:
     for operand in operands(isa, dtype):
         x, w, _ = product_case(70, 200, 96, dtype, operand, seed=5)
-        whole = _testing.linear(isa, x, w, dtype, operand)
+        whole = kernels.linear(isa, x, w, dtype, operand)
         for rows in [1, 2, 3, 5, 6, 11, 12, 13, 24, 36, 37, 48]:
-            np.testing.assert_array_equal(_testing.linear(isa, x[:rows], w, dtype, operand), whole[:rows])
+            np.testing.assert_array_equal(kernels.linear(isa, x[:rows], w, dtype, operand), whole[:rows])
         for pieces in (1, 2, 3):
-            np.testing.assert_array_equal(_testing.linear(isa, x, w, dtype, operand, panels_per_call=pieces), whole)
+            np.testing.assert_array_equal(kernels.linear(isa, x, w, dtype, operand, panels_per_call=pieces), whole)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -139,7 +138,7 @@ def test_rms_norm(isa: str, operand: str) -> None:
             x = (random.standard_normal(columns) * 3).astype(np.float32)
             weight = random.standard_normal(columns).astype(np.float32)
             exact = x / np.sqrt(np.mean(x.astype(np.float64) ** 2) + 1e-5) * weight
-            result = _testing.rms_norm(isa, x, weight, 1e-5, operand, misalignment)
+            result = kernels.rms_norm(isa, x, weight, 1e-5, operand, misalignment)
             bound = ((columns + 8) * EPS + (operand != "f32") * 2.0**-8) * np.abs(exact) + 1e-12
             np.testing.assert_array_less(np.abs(result - exact), bound)
 
@@ -189,7 +188,7 @@ class AttentionCase:
         garbage: float = np.nan,
         tokens: int | None = None,
     ) -> np.ndarray:
-        return _testing.attention(
+        return kernels.attention(
             isa=isa,
             q=self.q if tokens is None else self.q[-tokens:],
             keys=self.keys,
@@ -208,7 +207,7 @@ class AttentionCase:
 
 
 def attention_cases(isa: str) -> list[tuple[str, str]]:
-    return [("float32", "f32"), ("bfloat16", "f32r")] + ([("bfloat16", "bf16")] if _testing.has_bf16_dot(isa) else [])
+    return [("float32", "f32"), ("bfloat16", "f32r")] + ([("bfloat16", "bf16")] if kernels.has_bf16_dot(isa) else [])
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -265,12 +264,12 @@ def test_attention_does_not_depend_on_block_size(isa: str, block_size: int) -> N
 def test_logit_reductions(isa: str) -> None:
     for n in [*range(1, 50), 1000, 1003]:
         x = np.random.default_rng(n).standard_normal(n).astype(np.float32) * 5
-        assert _testing.max_value(isa, x) == x.max()
+        assert kernels.max_value(isa, x) == x.max()
         exact = np.exp((x.astype(np.float64) - x.max()) * 0.7).sum()
-        assert abs(_testing.sum_exp(isa, x, float(x.max()), 0.7) - exact) < exact * 1e-5
+        assert abs(kernels.sum_exp(isa, x, float(x.max()), 0.7) - exact) < exact * 1e-5
         threshold = float(np.sort(x)[n // 2])
-        assert _testing.collect_at_least(isa, x, threshold) == np.flatnonzero(x >= np.float32(threshold)).tolist()
-    assert _testing.max_value(isa, np.full(40, -np.inf, np.float32)) == -np.inf
+        assert kernels.collect_at_least(isa, x, threshold) == np.flatnonzero(x >= np.float32(threshold)).tolist()
+    assert kernels.max_value(isa, np.full(40, -np.inf, np.float32)) == -np.inf
 
 
 @pytest.mark.parametrize("isa", LEVELS)
@@ -278,11 +277,12 @@ def test_exp_is_accurate_over_its_range(isa: str) -> None:
     # sum_exp of one element is the kernel's exp itself.
     for x in np.linspace(-87, 0, 4001, dtype=np.float32):
         exact = np.exp(np.float64(x))
-        assert abs(_testing.sum_exp(isa, np.array([x], np.float32), 0.0, 1.0) - exact) <= 2.5 * EPS * 2 * exact
+        assert abs(kernels.sum_exp(isa, np.array([x], np.float32), 0.0, 1.0) - exact) <= 2.5 * EPS * 2 * exact
 
 
+@pytest.mark.parametrize("isa", [LEVELS[0], LEVELS[-1]])  # natively and emulated: no level has its own
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_scalar_conversions_round_to_nearest_even(dtype: str) -> None:
+def test_scalar_conversions_round_to_nearest_even(dtype: str, isa: str) -> None:
     random = np.random.default_rng(1)
     x = np.concatenate(
         [
@@ -294,5 +294,5 @@ def test_scalar_conversions_round_to_nearest_even(dtype: str) -> None:
     ).astype(np.float32)
     with np.errstate(over="ignore"):
         expected = rounded(x, dtype)
-    np.testing.assert_array_equal(_testing.round_trip(dtype, x), expected)
-    assert np.isnan(_testing.round_trip(dtype, np.array([np.nan], np.float32))).all()
+    np.testing.assert_array_equal(kernels.round_trip(isa, dtype, x), expected)
+    assert np.isnan(kernels.round_trip(isa, dtype, np.array([np.nan], np.float32))).all()

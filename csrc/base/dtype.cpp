@@ -20,10 +20,11 @@ DType parse_dtype(std::string_view text, std::string_view what) {
   throw ConfigError(cat(what, " is '", text, "', expected one of float32, float16, bfloat16"));
 }
 
-// _Float16 conversions are exact in this direction and correctly rounded in the other, in hardware or in libgcc.
-float to_float(F16 x) { return static_cast<float>(std::bit_cast<_Float16>(x)); }
+// Conversions of the native type are exact in this direction and correctly rounded in the other, in hardware or in
+// libgcc.
+float to_float(F16 x) { return static_cast<float>(std::bit_cast<NativeF16>(x)); }
 
-F16 to_f16(float x) { return std::bit_cast<F16>(static_cast<_Float16>(x)); }
+F16 to_f16(float x) { return std::bit_cast<F16>(static_cast<NativeF16>(x)); }
 
 float round_to(DType dtype, float x) {
   switch (dtype) {

@@ -28,6 +28,13 @@ struct F16 {
   std::uint16_t bits;
 };
 
+// The compiler's own binary16. GCC 12 knows _Float16 in C++ on x86 only; AArch64 has __fp16.
+#if defined(__aarch64__)
+using NativeF16 = __fp16;
+#else
+using NativeF16 = _Float16;
+#endif
+
 constexpr float to_float(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
 // Round to nearest, ties to even; a NaN stays a (quiet) NaN.

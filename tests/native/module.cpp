@@ -12,7 +12,6 @@ namespace py = pybind11;
 using namespace py::literals;
 
 void bind_atb(py::module_& m);
-void bind_kernels(py::module_& m);
 void bind_engine(py::module_& m);
 
 PYBIND11_MODULE(_testing, m) {
@@ -42,6 +41,5 @@ PYBIND11_MODULE(_testing, m) {
       },
       "num_threads"_a, "num_jobs"_a, py::call_guard<py::gil_scoped_release>());
   bind_atb(m);
-  bind_kernels(m);
   bind_engine(m);
 }

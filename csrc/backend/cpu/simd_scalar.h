@@ -83,7 +83,7 @@ LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const auto half = [](std::uint32_t bits) {
-    return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<std::uint16_t>(bits)));
+    return static_cast<float>(__builtin_bit_cast(NativeF16, static_cast<std::uint16_t>(bits)));
   };
   return {make_vec([&](int i) { return half(words[i] & 0xffffU); }),
           make_vec([&](int i) { return half(words[i] >> 16); })};

@@ -1,0 +1,214 @@
+#include "kernel_calls.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+#include "base/memory.h"
+
+namespace lb::testing {
+
+using namespace lb::cpu;
+
+namespace {
+
+Operand operand_of(const std::string& name) {
+  if (name == "bf16") return Operand::kBf16;
+  return name == "f32" ? Operand::kF32 : Operand::kF32Rounded;
+}
+
+// A 64-byte aligned buffer that starts `misalignment` bytes later.
+class Aligned {
+ public:
+  explicit Aligned(std::int64_t bytes, std::int64_t misalignment = 0)
+      : buffer_(static_cast<std::size_t>(bytes) + 4096), offset_(misalignment) {}
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(buffer_.data() + offset_);
+  }
+
+ private:
+  Buffer buffer_;
+  std::int64_t offset_;
+};
+
+void store_operand(Operand operand, std::byte* base, std::int64_t index, float x) {
+  if (operand == Operand::kBf16) {
+    reinterpret_cast<Bf16*>(base)[index] = to_bf16(x);
+  } else {
+    reinterpret_cast<float*>(base)[index] = operand == Operand::kF32 ? x : to_float(to_bf16(x));
+  }
+}
+
+float load_operand(Operand operand, const std::byte* base, std::int64_t index) {
+  return operand == Operand::kBf16 ? to_float(reinterpret_cast<const Bf16*>(base)[index])
+                                   : reinterpret_cast<const float*>(base)[index];
+}
+
+void store_element(DType dtype, std::byte* base, std::int64_t index, float x) {
+  switch (dtype) {
+    case DType::kF32: reinterpret_cast<float*>(base)[index] = x; break;
+    case DType::kF16: reinterpret_cast<F16*>(base)[index] = to_f16(x); break;
+    case DType::kBF16: reinterpret_cast<Bf16*>(base)[index] = to_bf16(x); break;
+  }
+}
+
+// Rows of `weight` that fill a lane group, in storage type, packed into `panels`.
+void pack(const Kernels& kernels, const Array& weight, DType dtype, bool gate_up, std::uint32_t* panels) {
+  const std::int64_t rows = weight.shape[0];
+  const std::int64_t columns = weight.shape[1];
+  const std::int64_t steps = columns / elements_per_step(dtype);
+  const std::int64_t half = rows / 2;
+  const std::int64_t groups =
+      gate_up ? 2 * ceil_div(half, std::int64_t{kLanes}) : 2 * ceil_div(rows, std::int64_t{kPanel});
+  std::vector<std::byte> staging(static_cast<std::size_t>(kLanes * columns) * 4);
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t first = gate_up ? group % 2 * half + group / 2 * kLanes : group * kLanes;
+    const std::int64_t end = gate_up ? (group % 2 + 1) * half : rows;
+    const std::int64_t valid = std::clamp<std::int64_t>(end - first, 0, kLanes);
+    for (std::int64_t r = 0; r < valid; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c)
+        store_element(dtype, staging.data(), r * columns + c, *weight.at(first + r, c));
+    }
+    kernels.pack_rows(reinterpret_cast<std::uint32_t*>(staging.data()), steps, static_cast<int>(valid), steps,
+                      panels + group / 2 * steps * kPanel + group % 2 * kLanes);
+  }
+}
+
+}  // namespace
+
+Array Array::zeros(std::vector<std::int64_t> shape) {
+  std::size_t size = 1;
+  for (const std::int64_t extent : shape) size *= static_cast<std::size_t>(extent);
+  return {std::move(shape), std::vector<float>(size)};
+}
+
+Array linear(const Kernels& kernels, const LinearCall& call) {
+  const DType dtype = parse_dtype(call.dtype, "dtype");
+  const Operand operand = operand_of(call.operand);
+  const bool gate_up = call.epilogue == "swiglu";
+  const std::int64_t rows = call.x.shape[0];
+  const std::int64_t in = call.x.shape[1];
+  const std::int64_t out_columns = gate_up ? call.weight.shape[0] / 2 : call.weight.shape[0];
+  const std::int64_t panels = ceil_div(out_columns, std::int64_t{gate_up ? kLanes : kPanel});
+
+  Aligned packed(panels * kPanel * in * 4);
+  pack(kernels, call.weight, dtype, gate_up, packed.as<std::uint32_t>());
+  Aligned lhs(rows * (in + 2) * 4, call.misalignment);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < in; ++c)
+      store_operand(operand, lhs.as<std::byte>(), r * (in + 2) + c, *call.x.at(r, c));
+  }
+  Aligned bias(panels * kPanel * 4);
+  std::copy(call.bias.data.begin(), call.bias.data.end(), bias.as<float>());
+  const std::int64_t ldo = round_up(out_columns, std::int64_t{kLanes}) + 1;
+  Aligned out(rows * ldo * 4 + 64, call.misalignment);
+  if (call.initial.size() > 0) {
+    for (std::int64_t r = 0; r < rows; ++r) std::copy_n(call.initial.at(r), out_columns, out.as<float>() + r * ldo);
+  }
+  LinearArgs args{.x = lhs.as<std::byte>(),
+                  .ldx = in + 2,
+                  .rows = rows,
+                  .operand = operand,
+                  .weight = packed.as<std::uint32_t>(),
+                  .weight_dtype = dtype,
+                  .in_columns = in,
+                  .out_columns = out_columns,
+                  .bias = call.bias.size() > 0 ? bias.as<float>() : nullptr,
+                  .epilogue = gate_up                  ? Epilogue::kSwiGlu
+                              : call.epilogue == "add" ? Epilogue::kAdd
+                                                       : Epilogue::kStore,
+                  .out = out.as<std::byte>(),
+                  .ldo = ldo};
+  for (std::int64_t panel = 0; panel < panels; panel += call.panels_per_call) {
+    args.panel_begin = panel;
+    args.panel_end = std::min(panel + call.panels_per_call, panels);
+    kernels.linear(args);
+  }
+  Array result = Array::zeros({rows, out_columns});
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < out_columns; ++c) {
+      *result.at(r, c) =
+          gate_up ? load_operand(operand, out.as<std::byte>(), r * ldo + c) : out.as<float>()[r * ldo + c];
+    }
+  }
+  return result;
+}
+
+Array rms_norm(const Kernels& kernels, const NormCall& call) {
+  const Operand operand = operand_of(call.operand);
+  const std::int64_t columns = call.x.size();
+  Aligned in(columns * 4, call.misalignment);
+  std::copy(call.x.data.begin(), call.x.data.end(), in.as<float>());
+  Aligned out(columns * 4 + 64, call.misalignment);
+  kernels.rms_norm({.x = in.as<float>(),
+                    .weight = call.weight.data.data(),
+                    .columns = columns,
+                    .epsilon = call.epsilon,
+                    .operand = operand,
+                    .out = out.as<std::byte>()});
+  Array result = Array::zeros(call.x.shape);
+  for (std::int64_t c = 0; c < columns; ++c) *result.at(c) = load_operand(operand, out.as<std::byte>(), c);
+  return result;
+}
+
+Array attention(const Kernels& kernels, const AttentionCall& call) {
+  const Operand operand = operand_of(call.operand);
+  const std::int64_t tokens = call.q.shape[0];
+  const std::int64_t group = call.q.shape[1];
+  const std::int64_t dim = call.q.shape[2];
+  const std::int64_t context = call.keys.shape[0];
+  CacheView cache;
+  cache.block_size = call.block_size;
+  cache.head_dim = dim;
+  cache.padded_dim = round_up(dim, std::int64_t{kLanes});
+  cache.dtype = parse_dtype(call.dtype, "dtype");
+  const std::int64_t per_step = elements_per_step(cache.dtype);
+  cache.group_stride = (dim + cache.padded_dim) * kLanes / per_step;
+  const std::int64_t words = call.num_blocks * call.block_size / kLanes * cache.group_stride;
+  Aligned memory(words * 4);
+  for (std::int64_t i = 0; i < words * per_step; ++i)
+    store_element(cache.dtype, memory.as<std::byte>(), i, call.garbage);
+  cache.keys = memory.as<std::uint32_t>();
+  cache.values = cache.keys + dim * kLanes / per_step;
+  for (const std::int64_t position : call.write_order) {
+    const auto block = static_cast<std::size_t>(position / call.block_size);
+    kernels.cache_write({.cache = cache,
+                         .key = call.keys.at(position),
+                         .value = call.values.at(position),
+                         .rope = {call.cos.at(position), call.sin.at(position)},
+                         .slot = call.block_table[block] * call.block_size + position % call.block_size,
+                         .last_of_sequence = position == context - 1});
+  }
+  Aligned out(call.q.size() * 4 + 64);
+  Aligned scratch(static_cast<std::int64_t>(attention_scratch_bytes(dim)));
+  for (std::int64_t row = 0; row < tokens * group; row += kQueryRows) {
+    kernels.attend({.cache = cache,
+                    .block_table = call.block_table.data(),
+                    .q = call.q.data.data(),
+                    .ldq = group * dim,
+                    .rope = {call.cos.data.data(), call.sin.data.data()},
+                    .first_position = context - tokens,
+                    .group = group,
+                    .row_begin = row,
+                    .row_end = std::min<std::int64_t>(row + kQueryRows, tokens * group),
+                    .scale = call.scale,
+                    .operand = operand,
+                    .out = out.as<std::byte>(),
+                    .ldo = group * dim,
+                    .scratch = scratch.as<std::byte>()});
+  }
+  Array result = Array::zeros(call.q.shape);
+  for (std::int64_t i = 0; i < call.q.size(); ++i)
+    result.data[static_cast<std::size_t>(i)] = load_operand(operand, out.as<std::byte>(), i);
+  return result;
+}
+
+Array round_trip(const std::string& dtype_name, const Array& x) {
+  const DType dtype = parse_dtype(dtype_name, "dtype");
+  Array result = x;
+  for (float& value : result.data) value = round_to(dtype, value);
+  return result;
+}
+
+}  // namespace lb::testing
