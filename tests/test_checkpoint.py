@@ -232,11 +232,22 @@ CONFIGS = {
     "eps 0": ({"rms_norm_eps": 0}, "rms_norm_eps is 0, expected a positive number"),
     "eps not a number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     "theta infinite": ({"rope_theta": float("inf")}, "rope_theta is inf"),
-    "rope scaling": (
-        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        "rope_scaling asks for rope type 'yarn', which is not supported",
+    "theta 1": ({"rope_theta": 1.0}, "rope_theta is 1.0, expected a number above 1"),
+    "rope type": (
+        {"rope_scaling": {"type": "longrope", "factor": 4.0}},
+        "rope_scaling: rope type 'longrope' is not supported; default, linear, dynamic, yarn, llama3 are",
     ),
-    "rope parameters": ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters asks for rope type 'llama3'"),
+    "rope factor": (
+        {"rope_scaling": {"type": "linear", "factor": 0.5}},
+        "factor is 0.5, expected a number",
+    ),
+    "rope setting": (
+        {"rope_scaling": {"type": "linear", "factor": 2, "mscale": 1}},
+        "'mscale' is no setting",
+    ),
+    "rope parameters": ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: LLAMA3 needs 'factor'"),
+    "rope parameters text": ({"rope_parameters": "yarn"}, "rope_parameters is 'yarn', expected an object"),
+    "partial rope": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor of rope_parameters"),
     "sliding window": ({"use_sliding_window": True}, "sliding-window attention is not supported"),
     "layer types": ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types has"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu'"),

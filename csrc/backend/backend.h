@@ -107,7 +107,7 @@ class Backend {
 // must outlive the backend and its programs.
 std::unique_ptr<Backend> make_backend(std::string_view name, ThreadPool& pool, const DeviceOptions& device);
 
-// The names that make_backend() knows in this build.
+// The names that make_backend() knows in this build, the best first: what "auto" takes.
 std::vector<std::string> backend_names();
 
 // Throws RequestError unless `batch` can run in a program compiled with `options` for a model with `vocab_size` tokens

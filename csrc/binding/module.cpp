@@ -264,6 +264,7 @@ PYBIND11_MODULE(_core, m) {
   bind_weights(m);
   bind_requests(m);
   bind_model(m);
+  m.def("backend_names", &lb::backend_names, "Backends of this build, the best first.");
   m.def(
       "usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
   m.def(

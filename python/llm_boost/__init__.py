@@ -22,6 +22,7 @@ from llm_boost.errors import (
 )
 from llm_boost.model import Model, ModelInfo
 from llm_boost.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TextPiece
+from llm_boost.run_config import RunConfig, load_config
 from llm_boost.sampling_params import SamplingParams
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
+    "RunConfig",
     "SamplingParams",
     "TextPiece",
     "TokenizerError",
     "__version__",
+    "load_config",
 ]

@@ -151,6 +151,9 @@ def expected_weights(config: ModelConfig) -> list[tuple[str, list[int]]]:
 def graph_text(config: ModelConfig) -> str:
     """The model's graphs, one line a node. Raises ConfigError."""
 
+def backend_names() -> list[str]:
+    """Backends of this build, the best first."""
+
 def usable_threads() -> int:
     """Threads that the affinity mask and the CPU quota allow."""
 

@@ -20,9 +20,12 @@ from llm_boost.checkpoint import read_checkpoint
 from llm_boost.errors import ConfigError, RequestError, TokenizerError
 from llm_boost.hub import resolve_model
 from llm_boost.model_config import ModelConfig
+from llm_boost.model_source import ModelSource, source_of_checkpoint
 from llm_boost.outputs import RequestOutput, TextPiece
+from llm_boost.run_config import RunConfig, load_config
+from llm_boost.run_config.resolve import source_of_run
 from llm_boost.sampling_params import SamplingParams
-from llm_boost.text import Tokenizer, has_tokenizer, load_tokenizer
+from llm_boost.text import Tokenizer
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -82,7 +85,7 @@ class Model:
 
     @staticmethod
     def from_pretrained(
-        path: str | Path,
+        path: str | Path | RunConfig,
         *,
         backend: str = "auto",
         dtype: str = "auto",
@@ -100,9 +103,10 @@ class Model:
         """Loads a model.
 
         Args:
-            path: A model directory, or a ``.safetensors`` or ``.ckpt`` file in one, or the name of a model that
-                ``llm-boost pull`` has fetched. The directory holds ``config.json``; the weights may be stored as
-                Hugging Face, MindSpore or MindFormers write them, fused or not.
+            path: A model directory, or a ``.safetensors`` or ``.ckpt`` file in one, beside ``config.json``; the weights
+                may be stored as Hugging Face, MindSpore or MindFormers write them, fused or not. Or the name of a model
+                that ``llm-boost pull`` has fetched. Or a run config: a YAML file, or what `load_config` made of one,
+                which gives the options that are not given here.
             backend: "auto" for the best there is, or its name.
             dtype: Type of the weights: "auto" as stored, "bfloat16", "float16" or "float32".
             activation_dtype: Type of matrix product inputs and of the KV cache: "bfloat16", "float32", or "auto" for
@@ -134,29 +138,25 @@ class Model:
         if unknown:
             known = [*values, "backend", "dtype", "activation_dtype", "enable_prefix_caching", "use_tqdm"]
             raise ConfigError(unknown_name("option of from_pretrained", next(iter(unknown)), known))
-        source = resolve_model(path)
-        directory = source if source.is_dir() else source.parent
-        config = ModelConfig.from_directory(directory)
+        source = _find_source(path, backend)
+        given = {name: _positive(name, value) for name, value in values.items() if value is not None}
+        named = {"backend": backend, "dtype": dtype, "activation_dtype": activation_dtype}
         options = _core.EngineOptions()
-        options.backend, options.dtype, options.activation_dtype = backend, dtype, activation_dtype
         options.enable_prefix_caching = enable_prefix_caching
-        options.eos_token_ids = list(config.eos_token_ids)
-        for name, value in values.items():
-            if value is not None:
-                setattr(options, name, _positive(name, value))
-        tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
-        max_positions = (
-            config.max_position_embeddings
-            if max_model_len is None
-            else min(max_model_len, config.max_position_embeddings)
-        )
-        if max_model_len is not None and max_model_len > max_positions:
+        options.eos_token_ids = list(source.config.eos_token_ids)
+        explicit = given | {name: value for name, value in named.items() if value != "auto"}
+        for name, value in {**source.options, **explicit}.items():
+            setattr(options, name, value)
+        max_positions = options.max_model_len or source.config.max_position_embeddings
+        if max_positions > source.longest_context:
             raise ConfigError(
-                f"max_model_len is {max_model_len}, but {directory} was trained for {max_positions} tokens"
+                f"max_model_len is {max_positions}, but {source.checkpoint} was trained for {source.longest_context} "
+                "tokens"
             )
-        with _loading_bar(source.name, enabled=use_tqdm) as options.on_progress:
-            core = _core.LoadedModel(config.to_core(max_positions), read_checkpoint(source, config), options)
-        return Model(core, config, tokenizer)
+        with _loading_bar(source.checkpoint.name, enabled=use_tqdm) as options.on_progress:
+            weights = read_checkpoint(source.checkpoint, source.config)
+            core = _core.LoadedModel(source.config.to_core(max_positions), weights, options)
+        return Model(core, source.config, source.tokenizer)
 
     # -- Text -----------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Model:
         Interrupting it (Ctrl-C) cancels what is left and leaves the model usable.
         """
         prompt_list = _as_prompt_list(prompts)
-        params_list = self._params_list(sampling_params, len(prompt_list))
+        params_list = _as_params_list(sampling_params, len(prompt_list))
         requests = [self._prepare(prompt, params) for prompt, params in zip(prompt_list, params_list, strict=True)]
         with (
             _Submission(self._core, requests) as submission,
@@ -204,8 +204,6 @@ class Model:
             >>> for piece in model.stream("Once upon a time"):  # doctest: +SKIP
             ...     print(piece, end="", flush=True)
         """
-        if sampling_params is None:
-            sampling_params = self.default_sampling_params()
         with _Submission(self._core, [self._prepare(prompt, sampling_params)]) as submission:
             for _, piece in submission.pieces():
                 yield piece
@@ -244,11 +242,28 @@ class Model:
         prompts = [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def default_sampling_params(self) -> SamplingParams:
-        """What generation_config.json recommends; greedy where it does not ask for sampling."""
+    def default_sampling_params(self, num_prompt_tokens: int = 0) -> SamplingParams:
+        """What generation_config.json or the run config recommends; greedy where it does not ask for sampling.
+
+        Args:
+            num_prompt_tokens: Tokens of the prompt, which count where a run config's max_decode_length is the limit.
+
+        Raises:
+            RequestError: The prompt alone has as many tokens as max_decode_length allows.
+        """
         defaults = self.config.generation_defaults
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "min_new_tokens")
+        names = (
+            "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "min_new_tokens", "seed",
+        )  # fmt: skip
         values = {name: defaults[name] for name in names if defaults.get(name) is not None}
+        max_length = defaults.get("max_decode_length")
+        if max_length is not None and "max_new_tokens" not in values:
+            if num_prompt_tokens >= max_length:
+                raise RequestError(
+                    f"the prompt has {num_prompt_tokens} tokens, but max_decode_length, which counts prompt and "
+                    f"output, is {max_length}"
+                )
+            values["max_new_tokens"] = max_length - num_prompt_tokens
         return SamplingParams(
             **{"max_new_tokens": _DEFAULT_NEW_TOKENS, "do_sample": defaults.get("do_sample", False), **values}
         )
@@ -325,21 +340,6 @@ class Model:
             raise RequestError("the model is closed; load it again")
         return self._loaded
 
-    def _params_list(
-        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
-    ) -> Sequence[SamplingParams]:
-        if params is None:
-            params = self.default_sampling_params()
-        if isinstance(params, SamplingParams):
-            return [params] * count
-        if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
-            raise RequestError(
-                f"sampling_params is a {type(params).__name__}, expected SamplingParams or a list of them"
-            )
-        if len(params) != count:
-            raise RequestError(f"sampling_params has {len(params)} elements for {count} prompts")
-        return params
-
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids that `generate` computes for a prompt, in whichever form it is given."""
         return list(self._encode(prompt)[1])
@@ -354,8 +354,9 @@ class Model:
         token_ids: list[int] = _as_int32("the prompt", cast("Sequence[int]", prompt)).tolist()
         return None, token_ids
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> RunningRequest:
+    def _prepare(self, prompt: Prompt, params: SamplingParams | None) -> RunningRequest:
         text, token_ids = self._encode(prompt)
+        params = params or self.default_sampling_params(len(token_ids))
         if params.stop and self._tokenizer is None:
             raise TokenizerError(
                 "stop strings need a tokenizer, and the model's directory has none; use stop_token_ids"
@@ -425,6 +426,19 @@ def _as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return [cast("Prompt", prompts)] if is_one_prompt else cast("Sequence[Prompt]", prompts)
 
 
+def _as_params_list(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams | None]:
+    """Parameters for each prompt; None for the model's own."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
+        raise RequestError(f"sampling_params is a {type(params).__name__}, expected SamplingParams or a list of them")
+    if len(params) != count:
+        raise RequestError(f"sampling_params has {len(params)} elements for {count} prompts")
+    return params
+
+
 def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
     array = np.asarray(values)
     if array.size == 0:
@@ -434,6 +448,14 @@ def _as_int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
     if array.min() < np.iinfo(np.int32).min or array.max() > np.iinfo(np.int32).max:
         raise RequestError(f"{name} holds {array.min()} to {array.max()}, expected 32-bit integers")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _find_source(path: str | Path | RunConfig, backend: str) -> ModelSource:
+    if not isinstance(path, RunConfig):
+        if Path(path).suffix not in (".yaml", ".yml") or Path(path).is_dir():
+            return source_of_checkpoint(resolve_model(path))
+        path = load_config(path)
+    return source_of_run(path, backend=backend)
 
 
 def _positive(name: str, value: object) -> int:

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_boost import _core
 from llm_boost._json import read_json_object
 from llm_boost.errors import ConfigError
+from llm_boost.rope import RopeScaling, read_hugging_face_scaling
 
 # What config.json calls an architecture -> what the core calls it.
 ARCHITECTURES: Mapping[str, str] = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+
+# Far above any in use (1e4 to 1e8), and low enough that no stretched frequency leaves the range of float32.
+MAX_ROPE_THETA = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class ModelConfig:
         head_dim: Size of one attention head; queries have ``num_heads`` of them, keys and values ``num_kv_heads``.
         max_position_embeddings: The context length that the model was trained for, in tokens.
         rope_theta: Base of the rotary frequencies.
+        rope_scaling: How they are stretched over contexts longer than those of the first training.
+        rope_dtype: Cosines and sines are rounded to this type: "float32", "float16" or "bfloat16".
         output_bias: Whether the attention's output projection has a bias.
         eos_token_ids: Tokens that end a text.
         generation_defaults: What generation_config.json says about sampling, under Hugging Face names.
@@ -49,6 +53,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    rope_dtype: str = "float32"
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -70,14 +76,10 @@ class ModelConfig:
         generation = read_json_object(generation_path, ConfigError) if generation_path.is_file() else {}
         return reader.model_config(generation)
 
-    def rope_inv_freq(self) -> list[float]:
-        """Rotary frequencies ``theta ** (-2 i / head_dim)`` in radians a position, [head_dim / 2], in float32.
-
-        The formula of Su et al., "RoFormer" (2021), evaluated in float32 as the reference implementations do.
-        """
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
-        frequencies = np.float32(1.0) / np.power(np.float32(self.rope_theta), exponents, dtype=np.float32)
-        return [float(frequency) for frequency in frequencies]
+    @property
+    def longest_context(self) -> int:
+        """Most tokens of a sequence that may be asked for; more than the trained length where rope scaling allows."""
+        return self.rope_scaling.longest_context(self.max_position_embeddings)
 
     def to_core(self, max_positions: int) -> _core.ModelConfig:
         """The core's record of this config, for positions up to `max_positions` - 1."""
@@ -95,7 +97,11 @@ class ModelConfig:
         core.qkv_bias = self.qkv_bias
         core.output_bias = self.output_bias
         core.tie_word_embeddings = self.tie_word_embeddings
-        core.rope_inv_freq = self.rope_inv_freq()
+        rope = self.rope_scaling.rope(self.head_dim, self.rope_theta, max_positions)
+        core.rope_inv_freq = list(rope.inv_freq)
+        core.rope_position_scale = rope.position_scale
+        core.rope_amplitude = rope.amplitude
+        core.rope_dtype = self.rope_dtype
         return core
 
 
@@ -117,6 +123,7 @@ class _Reader:
         num_heads = self._integer("num_attention_heads")
         head_dim = self._integer("head_dim", default=hidden_size // max(num_heads, 1))
         attention_bias = self._boolean("attention_bias", default=False) if architecture == "llama" else False
+        max_position_embeddings = self._integer("max_position_embeddings", default=2048)
         config = ModelConfig(
             architecture=architecture,
             hidden_size=hidden_size,
@@ -126,7 +133,7 @@ class _Reader:
             num_kv_heads=self._integer("num_key_value_heads", default=num_heads),
             head_dim=head_dim,
             vocab_size=self._integer("vocab_size"),
-            max_position_embeddings=self._integer("max_position_embeddings", default=2048),
+            max_position_embeddings=max_position_embeddings,
             rms_norm_eps=self._number("rms_norm_eps", default=1e-6),
             rope_theta=self._rope_theta(),
             qkv_bias=attention_bias or architecture == "qwen2",
@@ -135,6 +142,7 @@ class _Reader:
             bos_token_id=self._token_id(generation, "bos_token_id"),
             pad_token_id=self._token_id(generation, "pad_token_id"),
             eos_token_ids=self._token_ids(generation, "eos_token_id"),
+            rope_scaling=self._rope_scaling(max_position_embeddings),
             generation_defaults=dict(generation),
         )
         self._raise_problems()
@@ -171,19 +179,30 @@ class _Reader:
             )
         if values.get("partial_rotary_factor", 1.0) != 1.0:
             self._problems.append("partial_rotary_factor is not 1, which is not supported")
-        for key in ("rope_scaling", "rope_parameters"):
-            settings = values.get(key)
-            kind = settings.get("rope_type", settings.get("type", "default")) if isinstance(settings, dict) else None
-            if kind not in (None, "default"):
-                self._problems.append(
-                    f"{key} asks for rope type {kind!r:.40}, which is not supported; only 'default' is"
-                )
+
+    def _rope_scaling(self, max_position_embeddings: int) -> RopeScaling:
+        # Newer configs have rope_parameters; where both are there, the older name wins, as in transformers.
+        key = "rope_scaling" if self._values.get("rope_scaling") else "rope_parameters"
+        settings = self._values.get(key) or {}
+        if not isinstance(settings, dict):
+            self._problems.append(f"{key} is {settings!r:.40}, expected an object")
+            return RopeScaling()
+        if settings.get("partial_rotary_factor", 1.0) != 1.0:
+            self._problems.append(f"partial_rotary_factor of {key} is not 1, which is not supported")
+        original = self._values.get("original_max_position_embeddings")
+        if original is not None and settings.get("rope_type", settings.get("type")) in ("yarn", "llama3"):
+            settings = {**settings, "original_max_position_embeddings": original}  # its older home, which wins
+        scaling, problems = read_hugging_face_scaling(settings, max_position_embeddings)
+        self._problems += (f"{key}: {problem}" for problem in problems)
+        return scaling
 
     def _rope_theta(self) -> float:
         parameters = self._values.get("rope_parameters")  # where newer configs keep it
-        if isinstance(parameters, dict) and "rope_theta" in parameters:
-            return self._number("rope_theta", default=10000.0, values=parameters)
-        return self._number("rope_theta", default=10000.0)
+        home = parameters if isinstance(parameters, dict) and "rope_theta" in parameters else self._values
+        theta = self._number("rope_theta", default=10000.0, values=home)
+        if not 1 < theta <= MAX_ROPE_THETA:
+            self._problems.append(f"rope_theta is {theta}, expected a number above 1, at most {MAX_ROPE_THETA:g}")
+        return theta
 
     def _integer(self, key: str, default: int | None = None) -> int:
         value = self._values.get(key)

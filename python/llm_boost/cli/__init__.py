@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from llm_boost import __version__
 from llm_boost._suggest import unknown_name
-from llm_boost.cli import convert, info, pull, run
+from llm_boost.cli import convert, info, predict, pull, run
 from llm_boost.cli.options import EXIT_INTERRUPTED
 from llm_boost.errors import InternalError, LlmBoostError
 
 # One module a subcommand: SUMMARY, add_arguments(parser) and main(arguments) -> exit code.
-_COMMANDS = {"pull": pull, "convert": convert, "run": run, "info": info}
+_COMMANDS = {"pull": pull, "convert": convert, "run": run, "predict": predict, "info": info}
 
 _EXIT_BAD_INPUT = 2
 

@@ -90,8 +90,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return parse_json_object(read_bytes(path), str(path), TokenizerError)
 
 
-def read_tokenizer_config(directory: Path) -> TokenizerConfig:
+def read_tokenizer_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> TokenizerConfig:
     """Reads all settings in a model directory; every file may be missing.
+
+    Args:
+        directory: The model directory.
+        overrides: What replaces entries of tokenizer_config.json, and of the files that go before it.
 
     Raises:
         TokenizerError: A file is malformed.
@@ -101,6 +105,7 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
     if "added_tokens_decoder" not in config:
         # As Hugging Face does it: these files are older, and count only where the newer entry is missing.
         config |= _read_optional(directory / "special_tokens_map.json")
+    config |= overrides or {}
     roles = {
         role: None if config[role] is None else _content(config[role], f"{path}: {role}")
         for role in _ROLES
@@ -121,7 +126,7 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
         legacy=_optional(config, "legacy", bool, path) is not False,
         model_max_length=_model_max_length(config, path),
         tokenizer_class=None if class_name is None else class_name.removesuffix("Fast"),
-        chat_templates=_chat_templates(config, directory),
+        chat_templates=_chat_templates(config, directory, use_files="chat_template" not in (overrides or {})),
     )
 
 
@@ -191,12 +196,12 @@ def _model_max_length(config: Mapping[str, Any], path: Path) -> int | None:
     return None if length is None or length >= _NO_MODEL_MAX_LENGTH else length
 
 
-def _chat_templates(config: Mapping[str, Any], directory: Path) -> dict[str, str]:
+def _chat_templates(config: Mapping[str, Any], directory: Path, *, use_files: bool) -> dict[str, str]:
     """Returns the chat templates by name; files count before the entry in the config."""
     default = directory / "chat_template.jinja"
     files = {"default": default} if default.exists() else {}
     files |= {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-    if files:
+    if files and use_files:
         return {name: read_text(path) for name, path in files.items()}
     where = f"{directory / 'tokenizer_config.json'}: chat_template"
     entry = config.get("chat_template")

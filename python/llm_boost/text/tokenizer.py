@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -161,7 +162,7 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _LOADERS)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path, overrides: Mapping[str, Any] | None = None) -> Tokenizer:
     """Loads the tokenizer of a model directory.
 
     The vocabulary comes from tokenizer.json, or else from tokenizer.model (as LlamaTokenizer reads it), or
@@ -171,6 +172,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     Args:
         directory: The model directory. Nothing in it is executed.
+        overrides: What replaces entries of tokenizer_config.json.
 
     Raises:
         TokenizerError: There is no vocabulary, or a file is malformed.
@@ -191,15 +193,32 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         found = {path.name for path in directory.iterdir()}
     except OSError as error:
         raise TokenizerError(f"{directory}: not a model directory: {error.strerror}") from error
-    config = read_tokenizer_config(directory)
     name = next((name for name in _LOADERS if name in found), None)
     if name is None:
         raise TokenizerError(f"{directory}: has no tokenizer: expected {' or '.join(_LOADERS)}, found {sorted(found)}")
-    load, default_roles = _LOADERS[name]
+    return load_tokenizer_file(name, directory / name, overrides=overrides)
+
+
+def load_tokenizer_file(
+    kind: str, path: Path, *, merges: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """Loads a tokenizer from a vocabulary of any name; its settings come from the files beside it.
+
+    Args:
+        kind: What it is: "tokenizer.json", "tokenizer.model" or "vocab.json".
+        path: The vocabulary.
+        merges: What goes with a vocab.json; None for the merges.txt beside it.
+        overrides: What replaces entries of tokenizer_config.json.
+
+    Raises:
+        TokenizerError: A file is missing or malformed.
+    """
+    config = read_tokenizer_config(path.parent, overrides)
+    load, default_roles = _LOADERS[kind]
     roles = {role: token for role, token in {**default_roles, **config.roles}.items() if token is not None}
-    codec = load(directory / name, config, roles)
+    codec = load(_Files(path, merges or path.with_name("merges.txt")), config, roles)
     if not 0 < codec.vocab_size <= _MAX_VOCAB_SIZE:
-        raise TokenizerError(f"{directory / name}: {codec.vocab_size} token ids, expected 1 to {_MAX_VOCAB_SIZE}")
+        raise TokenizerError(f"{path}: {codec.vocab_size} token ids, expected 1 to {_MAX_VOCAB_SIZE}")
 
     def token_id(role: str) -> int | None:
         return codec.token_to_id(roles[role]) if role in roles else None
@@ -214,7 +233,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     )
 
 
-def _load_tokenizer_json(path: Path, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where a vocabulary is, and the merges of one that has them in a file of its own."""
+
+    vocab: Path
+    merges: Path
+
+
+def _load_tokenizer_json(files: _Files, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+    path = files.vocab
     model = read_json_object(path).get("model")
     if marks := [key for key in _WORD_PART_MARKS if isinstance(model, dict) and model.get(key)]:
         raise TokenizerError(f"{path}: its model has a '{marks[0]}', which is not supported")
@@ -223,7 +251,8 @@ def _load_tokenizer_json(path: Path, config: TokenizerConfig, roles: Mapping[str
     return TokenizersCodec(backend, {*roles.values(), *config.extra_special_tokens}, str(path))
 
 
-def _load_sentencepiece(path: Path, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+def _load_sentencepiece(files: _Files, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+    path = files.vocab
     _require_class(config, ("LlamaTokenizer", "CodeLlamaTokenizer"), path)
     return SentencePieceCodec(
         read_bytes(path),
@@ -236,11 +265,12 @@ def _load_sentencepiece(path: Path, config: TokenizerConfig, roles: Mapping[str,
     )
 
 
-def _load_qwen2(path: Path, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+def _load_qwen2(files: _Files, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
+    path = files.vocab
     _require_class(config, ("Qwen2Tokenizer",), path)
     vocab = read_json_object(path)
-    merges = _read_merges(path.with_name("merges.txt"))
-    backend = _build(lambda: Backend(models.BPE(vocab=vocab, merges=merges)), f"{path} and merges.txt")
+    merges = _read_merges(files.merges)
+    backend = _build(lambda: Backend(models.BPE(vocab=vocab, merges=merges)), f"{path} and {files.merges.name}")
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -258,7 +288,7 @@ def _load_qwen2(path: Path, config: TokenizerConfig, roles: Mapping[str, str]) -
 
 
 # What vocabularies come in, best first, and the special tokens that Hugging Face presumes with each.
-_LOADERS: dict[str, tuple[Callable[[Path, TokenizerConfig, Mapping[str, str]], Codec], dict[str, str]]] = {
+_LOADERS: dict[str, tuple[Callable[[_Files, TokenizerConfig, Mapping[str, str]], Codec], dict[str, str]]] = {
     "tokenizer.json": (_load_tokenizer_json, {}),
     "tokenizer.model": (
         _load_sentencepiece,
