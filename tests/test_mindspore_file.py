@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -11,9 +13,10 @@ import pytest
 from mindspore_files import field, number, tensor, trailer, value, varint, write_ckpt
 from reference.numpy_decoder import Array
 
-from llm_boost import CheckpointError
+from llm_boost import CheckpointError, InternalError
 from llm_boost.checkpoint import StoredTensor, open_checkpoint
 from llm_boost.checkpoint.mindspore_file import read_mindspore_index
+from llm_boost.checkpoint.write import OutputTensor, progress_bar, write_mindspore, write_safetensors
 
 GOOD = value("a") + value("b")
 
@@ -140,6 +143,14 @@ def test_a_checksum_need_not_be_verified(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(GOOD + trailer(b"other"))
     assert list(read_mindspore_index(path, verify=False)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("write", [write_mindspore, write_safetensors])
+@pytest.mark.parametrize("num_bytes", [7, 9])
+def test_writing_other_bytes_than_announced_is_a_bug(write: Callable[..., None], num_bytes: int) -> None:
+    outputs = [OutputTensor("a", "float32", (2,))]
+    with pytest.raises(InternalError, match=f"'a' has 8 bytes, but {num_bytes} came"):
+        write(io.BytesIO(), outputs, [[bytes(num_bytes)]], progress_bar(outputs, enabled=False))
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

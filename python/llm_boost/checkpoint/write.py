@@ -130,12 +130,14 @@ def _mindspore_parts(
 def _checked(tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:
     """The chunks of all tensors; headers have promised how many bytes they are."""
     for tensor, chunks in zip(tensors, contents, strict=True):
-        written = 0
+        left = tensor.num_bytes
         for chunk in chunks:
-            written += len(chunk)
+            left -= len(chunk)
+            if left < 0:
+                break
             yield chunk
-        if written != tensor.num_bytes:
-            raise InternalError(f"'{tensor.name}' has {tensor.num_bytes} bytes, but {written} were written")
+        if left:
+            raise InternalError(f"'{tensor.name}' has {tensor.num_bytes} bytes, but {tensor.num_bytes - left} came")
 
 
 def _value_header(tensor: OutputTensor, content_bytes: int) -> bytes:
