@@ -68,10 +68,10 @@ def test_save_file_has_one_text_after_another(run: Path) -> None:
 
 
 def test_prompts_from_files_and_from_the_run_config(run: Path, capsys: Capture) -> None:
-    Path("prompts.txt").write_text("Hello\n\na b c\n", "utf-8")
-    expected = saved(run, "--raw", "--predict_data", "Hello", "a b c", "你好")
+    Path("prompts.txt").write_bytes("Hello\r\n\r\na\u2028b c\n".encode())
+    expected = saved(run, "--raw", "--predict_data", "Hello", "a\u2028b c", "你好")
     assert saved(run, "--raw", "--predict_data", "prompts.txt", "你好") == expected
-    assert saved(run, "--raw", "--options", "input_data=[Hello, a b c, 你好]") == expected
+    assert saved(run, "--raw", "--options", 'input_data=[Hello, "a\\u2028b c", 你好]') == expected
     capsys.readouterr()
     assert len(saved(run, "--raw", "--max_decode_length", "60")) == 3
     assert "answering sample prompts" in capsys.readouterr().err
@@ -184,11 +184,13 @@ def test_verbose_lists_what_is_ignored(run: Path, capsys: Capture) -> None:
 
 
 def test_throughput_table(run: Path, capsys: Capture) -> None:
-    assert predict(run, "--measure_throughput", "True", "--seq_length", "64", "--batch_size", "3") == 0
+    eos = "model.model_config.eos_token_id=[" + ",".join(map(str, range(250))) + "]"  # which ends no measurement
+    words = ("--seq_length", "64", "--batch_size", "3", "--options", eos)
+    assert predict(run, "--measure_throughput", "True", *words) == 0
     backend, header, *rows = capsys.readouterr().out.splitlines()
     assert backend.startswith("cpu, ")
     assert header.split()[:3] == ["batch", "prompt", "new"]
-    assert [row.split()[:3] for row in rows] == [["1", "32", "32"], ["3", "32", "32"], ["4", "32", "32"]]
+    assert [row.split()[:3] for row in rows] == [["1", "32", "32"], ["3", "32", "96"], ["4", "32", "128"]]
     assert all(float(cell) > 0 for row in rows for cell in row.split()[3:])
     assert len({len(row) for row in (header, *rows)}) == 1
     assert not Path("text_generation_result.txt").exists()
@@ -303,7 +305,7 @@ def test_several_mistakes_are_reported_together(
         (["--max_decode_length", "1"], "the prompt has 1 tokens, but max_decode_length"),
         (["--repetition_penalty", "nan"], "repetition_penalty is nan, expected a number above 0"),
         (["--predict_data", "empty.txt"], "--predict_data: there is no prompt in what it names"),
-        (["--predict_data", "latin.txt"], "--predict_data: the file 'latin.txt' cannot be read"),
+        (["--predict_data", "latin.txt"], "the file of prompts 'latin.txt' cannot be read"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: is not a file"),
         (["--config", "/dev/null"], "/dev/null: is not a file"),
     ],

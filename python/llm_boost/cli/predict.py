@@ -184,9 +184,9 @@ def _lines_of(item: str) -> list[str]:
     if not os.path.isfile(item):
         return [item]
     try:
-        return Path(item).read_text("utf-8").splitlines()
+        return Path(item).read_text("utf-8").split("\n")  # not splitlines(), which cuts at other characters, too
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--predict_data: the file '{item}' cannot be read: {error}") from error
+        raise ConfigError(f"the file of prompts '{item}' cannot be read: {error}") from error
 
 
 def _as_chat(text: str) -> Prompt:

@@ -25,16 +25,16 @@ class _Row:
 
     batch: int
     length: int
+    new_tokens: int  # of the whole batch
     prompt_seconds: float  # until all prompts have their first token
     seconds: float
 
     def cells(self) -> tuple[str, ...]:
         prompt_speed = self.batch * self.length / self.prompt_seconds
         decode_seconds = self.seconds - self.prompt_seconds
-        new = self.batch * self.length
-        decode_speed = (new - self.batch) / decode_seconds if decode_seconds > 0 else 0.0
-        speeds = (f"{speed:.1f}" for speed in (prompt_speed, decode_speed, new / self.seconds))
-        return (str(self.batch), str(self.length), str(self.length), *speeds, f"{self.seconds:.2f}")
+        decode_speed = (self.new_tokens - self.batch) / decode_seconds if decode_seconds > 0 else 0.0
+        speeds = (f"{speed:.1f}" for speed in (prompt_speed, decode_speed, self.new_tokens / self.seconds))
+        return (str(self.batch), str(self.length), str(self.new_tokens), *speeds, f"{self.seconds:.2f}")
 
 
 _HEADER = ("batch", "prompt", "new", "prefill tok/s", "decode tok/s", "new tok/s", "seconds")
@@ -66,7 +66,6 @@ def _measure(model: Model, batch: int, length: int) -> _Row:
     defaults = model.config.generation_defaults
     params = SamplingParams(
         max_tokens=length,
-        min_tokens=length,
         ignore_eos=True,
         temperature=defaults.get("temperature", 1.0) if defaults.get("do_sample") else 0.0,
         top_k=defaults.get("top_k", 0),
@@ -75,7 +74,8 @@ def _measure(model: Model, batch: int, length: int) -> _Row:
     started = time.perf_counter()
     outputs = model.generate(prompts, params)
     seconds = time.perf_counter() - started
-    return _Row(batch, length, max(output.metrics.time_to_first_token for output in outputs), seconds)
+    new_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return _Row(batch, length, new_tokens, max(output.metrics.time_to_first_token for output in outputs), seconds)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
