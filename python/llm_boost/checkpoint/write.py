@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -101,10 +102,12 @@ def write_mindspore(
         OSError: The file cannot be written.
     """
     checksum = 0
-    for part in _mindspore_parts(tensors, contents, slice_bytes):
-        checksum = zlib.crc32(part, checksum)
-        file.write(part)
-        bar.update(len(part))
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the checksum takes as long as the write, on another core
+        for part in _mindspore_parts(tensors, contents, slice_bytes):
+            pending = pool.submit(zlib.crc32, part, checksum)
+            file.write(part)
+            checksum = pending.result()
+            bar.update(len(part))
     file.write(mindspore_file.CRC_MARK + checksum.to_bytes(mindspore_file.CRC_DIGITS, "big"))
 
 
