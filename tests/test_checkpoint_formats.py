@@ -16,7 +16,7 @@ from mindspore_files import write_ckpt
 from reference.numpy_decoder import Array
 from reference.tiny_models import TINY_SPECS, TinySpec, write_tiny_model
 from safetensors.numpy import save_file
-from test_convert_weight import QUIET, arrays
+from test_convert_weight import MODEL_NAMES, QUIET, RUN, arrays
 
 from llm_boost import CheckpointError, ConfigError, Model
 from llm_boost.checkpoint import read_checkpoint
@@ -209,6 +209,22 @@ def test_every_format_gives_the_same_tokens(
     back = convert_to_hugging_face(path, tmp_path / "back", QUIET, config_path=source)
     assert (back / "model.safetensors").stat().st_size > 1000
     assert {n: v.tobytes() for n, v in arrays(back).items()} == {n: v.tobytes() for n, v in arrays(source).items()}
+
+
+@pytest.mark.parametrize("kind", ["fused_ckpt", "directory_of_safetensors", "two_ranks"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_config_stands_in_for_config_json(
+    models: dict[str, tuple[Path, tuple[list[int], bytes]]], tmp_path: Path, name: str, kind: str
+) -> None:
+    source, expected = models[name]
+    path = write_format(kind, tmp_path / "m", source, spec_of(name))
+    for companion in (tmp_path / "m").glob("*.json"):
+        companion.unlink()
+    spec = spec_of(name)
+    text = RUN.format(name=MODEL_NAMES[spec.arch], spec=spec) + f"load_checkpoint: {path}\n"
+    text = text.replace("    theta:", f"    tie_word_embeddings: {spec.tie}\n    theta:")
+    (tmp_path / "run.yaml").write_text(text)
+    assert tokens(tmp_path / "run.yaml")[1] == expected[1]
 
 
 def test_info_and_run_take_a_checkpoint_file(

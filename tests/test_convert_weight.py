@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ from safetensors.numpy import load_file
 from llm_boost import CheckpointError, convert_weight
 from llm_boost.checkpoint import StoredTensor, open_checkpoint
 from llm_boost.convert_weight import Options, convert_to_hugging_face, convert_to_mindspore, fuse_checkpoint, stream
+from llm_boost.model_config import ModelConfig
 
 QUIET = Options(progress=False)
 NUMPY = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "int32": np.int32}
@@ -138,6 +140,57 @@ class TestTypes:
         whole = convert_to_mindspore(tiny_model("qwen2_tied"), tmp_path / "a.ckpt", QUIET).read_bytes()
         monkeypatch.setattr(stream, "_CHUNK_BYTES", 24)
         assert convert_to_mindspore(tiny_model("qwen2_tied"), tmp_path / "b.ckpt", QUIET).read_bytes() == whole
+
+
+RUN = """
+model:
+  model_config:
+    type: LlmBoostConfig
+    llm_backend: CPU
+    boost_model_name: {name}
+    seq_length: 512
+    max_position_embedding: 512
+    hidden_size: {spec.hidden}
+    intermediate_size: {spec.ffn}
+    num_layers: {spec.layers}
+    num_heads: {spec.heads}
+    n_kv_heads: {spec.kv_heads}
+    vocab_size: {spec.vocab}
+    rms_norm_eps: {spec.eps:.1e}
+    theta: {spec.theta}
+    eos_token_id: {spec.end_of_text}
+  arch:
+    type: LlmBoostForCausalLM
+"""
+MODEL_NAMES = {"llama": "Llama", "qwen2": "Qwen"}
+
+
+class TestRunConfig:
+    """--config_path run.yaml: what describes a model that has no config.json."""
+
+    @pytest.mark.parametrize("name", ["llama_mha", "qwen2_f16"])
+    def test_config_is_made_anew(self, tiny_model: Tiny, tmp_path: Path, name: str) -> None:
+        source, spec = tiny_model(name), TINY_SPECS[name]
+        (tmp_path / "run.yaml").write_text(RUN.format(name=MODEL_NAMES[spec.arch], spec=spec))
+        ckpt = convert_to_mindspore(source, tmp_path / "m.ckpt", QUIET)
+        assert run(ckpt, tmp_path / "hf", "--reversed", "--config_path", tmp_path / "run.yaml") == 0
+        expected, found = ModelConfig.from_directory(source), ModelConfig.from_directory(tmp_path / "hf")
+        rest = {"generation_defaults": expected.generation_defaults, "pad_token_id": expected.pad_token_id}
+        assert dataclasses.replace(found, **rest) == expected
+        made = json.loads((tmp_path / "hf" / "config.json").read_text("utf-8"))
+        assert made["torch_dtype"] == arrays(source)["model.norm.weight"].dtype.name
+        assert_same(arrays(tmp_path / "hf"), arrays(source))
+
+    def test_what_config_json_cannot_say(
+        self, tiny_model: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ckpt = convert_to_mindspore(tiny_model("llama_mha"), tmp_path / "m.ckpt", QUIET)
+        text = RUN.format(name="Llama", spec=TINY_SPECS["llama_mha"])
+        stretched = text.replace("    theta:", '    extend_method: "PI"\n    scaling_factor: 2.0\n    theta:')
+        (tmp_path / "run.yaml").write_text(stretched)
+        assert run(ckpt, tmp_path / "hf", "--reversed", "--config_path", tmp_path / "run.yaml") == 2
+        assert "has an extend_method, for which config.json has no word" in capsys.readouterr().err
+        assert sorted(os.listdir(tmp_path)) == ["m.ckpt", "run.yaml"]
 
 
 class TestFusing:

@@ -16,7 +16,6 @@ from llm_boost.convert_weight import (
 )
 from llm_boost.errors import ConfigError
 from llm_boost.gguf_convert import convert_gguf
-from llm_boost.model_config import ModelConfig
 
 SUMMARY = "convert weights: GGUF, Hugging Face, MindSpore ckpt, fused ckpt"
 
@@ -79,7 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="join wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden",
     )
     parser.add_argument("--reversed", action="store_true", help="make a Hugging Face directory of a checkpoint")
-    parser.add_argument("--config_path", type=Path, metavar="PATH", help="config.json, if it is not beside the weights")
+    parser.add_argument(
+        "--config_path",
+        type=Path,
+        metavar="PATH",
+        help="config.json or a run config, if the former is not beside the weights",
+    )
     parser.add_argument("--force", action="store_true", help="replace the target if it exists")
     parser.add_argument("--torch_ckpt_path", type=Path, metavar="PATH", help="older name of --input_path")
     parser.add_argument("--mindspore_ckpt_path", type=Path, metavar="PATH", help="older name of --output_path")
@@ -124,9 +128,8 @@ def _convert_mindformers(arguments: argparse.Namespace, options: Options, source
         return fuse_checkpoint(source, target or _DEFAULT_TARGET, options)
     if arguments.config_path is None:
         raise ConfigError("--pre_ckpt_path needs --qkv_concat True, or --config_path to update an old checkpoint with")
-    path = arguments.config_path
-    config = ModelConfig.from_directory(path.parent if path.name == "config.json" else path)
-    return update_checkpoint(source, target or source.with_name(f"{source.stem}_hf.ckpt"), config, options)
+    target = target or source.with_name(f"{source.stem}_hf.ckpt")
+    return update_checkpoint(source, target, arguments.config_path, options)
 
 
 def _paths(arguments: argparse.Namespace) -> tuple[Path, Path | None]:

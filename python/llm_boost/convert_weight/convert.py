@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from llm_boost._json import read_json_object
 from llm_boost._output import check_new_file, check_space, new_directory, new_file, sync
 from llm_boost.checkpoint.assemble import assemble_weights
 from llm_boost.checkpoint.files import Tensors, is_checkpoint_file, open_checkpoint, rank_directories
 from llm_boost.checkpoint.names import EMBEDDING, HEAD, HUGGING_FACE, MINDFORMERS
 from llm_boost.checkpoint.tensors import StoredTensor
 from llm_boost.checkpoint.write import SLICE_BYTES, file_bytes, progress_bar, write_mindspore, write_safetensors
+from llm_boost.convert_weight.companions import read_config, write_companions
 from llm_boost.convert_weight.plan import fused_tensors, halved_tensors, model_tensors
 from llm_boost.convert_weight.stream import ChunkReader, converted
-from llm_boost.errors import CheckpointError, ConfigError
+from llm_boost.errors import CheckpointError
 from llm_boost.model_config import ModelConfig
-
-# What a model directory consists of besides the weights.
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +49,8 @@ def convert_to_mindspore(
         target: The file to make, a safetensors file if its name ends so. ``.ckpt`` is added unless it ends in ``ckpt``.
         options: How to convert.
         fused: Whether q, k, v and gate, up are joined, as llm_boost wants them.
-        config_path: Where config.json is, if not beside the weights.
+        config_path: What describes the model if no config.json is beside the weights: such a file, a directory that
+            has one, or a run config.
 
     Returns:
         The file that was made.
@@ -82,7 +67,7 @@ def convert_to_mindspore(
     target = checkpoint_name(target)
     check_new_file(target, force=options.force)
     ranks = open_checkpoint(source)
-    config = _config(_config_directory(source, config_path), options)
+    config = read_config(source, config_path, options.architecture)
     tensors = model_tensors(ranks, config, str(source), MINDFORMERS, fused=fused, head=True)
     return _write_file(tensors, target, options)
 
@@ -96,7 +81,8 @@ def convert_to_hugging_face(
         source: A ``.ckpt`` or safetensors file, or a directory; fused or not, of one rank or several.
         target: The directory to make. It gets the weights, config.json and the tokenizer's files.
         options: How to convert.
-        config_path: config.json or a directory that has it, if there is none beside the weights.
+        config_path: As for `convert_to_mindspore`. Of a run config, config.json is made anew, without a
+            tokenizer.
 
     Returns:
         `target`.
@@ -107,13 +93,12 @@ def convert_to_hugging_face(
     """
     options = options or Options()
     ranks = open_checkpoint(source)
-    directory = _config_directory(source, config_path)
-    config = _config(directory, options)
+    config = read_config(source, config_path, options.architecture)
     tensors = model_tensors(ranks, config, str(source), HUGGING_FACE, fused=False, head=False)
     if config.tie_word_embeddings and HEAD in ranks[0]:
         _check_tied(ranks, config, str(source))
     with new_directory(target, source=source, force=options.force) as partial:
-        _copy_companions(directory, partial, options.dtype)
+        write_companions(source, config_path, config, partial, options.dtype or tensors[0].dtype)
         check_space(partial, file_bytes(converted(tensors, options.dtype)))
         with (partial / "model.safetensors").open("wb") as file:
             _write(file, tensors, options, ".safetensors", title="pt")
@@ -151,7 +136,9 @@ def fuse_checkpoint(source: Path, target: Path, options: Options | None = None) 
     return target
 
 
-def update_checkpoint(source: Path, target: Path, config: ModelConfig, options: Options | None = None) -> Path:
+def update_checkpoint(
+    source: Path, target: Path, config_path: Path | None = None, options: Options | None = None
+) -> Path:
     """Puts the rows of wq and wk of an old MindFormers checkpoint into the order that Hugging Face has.
 
     Raises:
@@ -161,6 +148,7 @@ def update_checkpoint(source: Path, target: Path, config: ModelConfig, options: 
     target = checkpoint_name(target)
     check_new_file(target, force=options.force)
     (stored,) = open_checkpoint(source)
+    config = read_config(source, config_path, options.architecture)
     return _write_file(halved_tensors(stored, config, str(source)), target, options)
 
 
@@ -205,27 +193,3 @@ def _check_tied(ranks: Sequence[Tensors], config: ModelConfig, where: str) -> No
             raise CheckpointError(
                 f"{where}: '{HEAD}' is not the embedding, but config.json has tie_word_embeddings; set that to false"
             )
-
-
-def _config_directory(source: Path, config_path: Path | None) -> Path:
-    if config_path is None:
-        return source if source.is_dir() else source.parent
-    return config_path.parent if config_path.name == "config.json" else config_path
-
-
-def _config(directory: Path, options: Options) -> ModelConfig:
-    config = ModelConfig.from_directory(directory)
-    if options.architecture not in (None, config.architecture):
-        raise ConfigError(f"{directory}: is a {config.architecture} model, but --model is {options.architecture}")
-    return config
-
-
-def _copy_companions(source: Path, target: Path, dtype: str | None) -> None:
-    for name in _COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if dtype is not None:
-        path = target / "config.json"
-        config: dict[str, Any] = read_json_object(path, ConfigError)
-        key = "dtype" if "dtype" in config else "torch_dtype"  # newer versions of transformers, and older ones
-        path.write_text(json.dumps(config | {key: dtype}, indent=2) + "\n", encoding="utf-8")

@@ -51,9 +51,18 @@ def source_of_run(run: RunConfig, *, backend: str = "auto") -> ModelSource:
     """
     checkpoint = _checkpoint(run)
     options = _options(run, backend)
-    config = _ConfigBuilder(run, checkpoint).build()
+    config = config_of_run(run, checkpoint)
     longest = max(config.longest_context, run.model.model_config.seq_length or 0)
     return ModelSource(checkpoint, config, _tokenizer(run, checkpoint), longest, options)
+
+
+def config_of_run(run: RunConfig, checkpoint: Path) -> ModelConfig:
+    """The model that a run config describes, `checkpoint` being that whose config.json it may rely on.
+
+    Raises:
+        ConfigError: The run config lacks something, or contradicts the checkpoint or itself.
+    """
+    return _ConfigBuilder(run, checkpoint).build()
 
 
 def _checkpoint(run: RunConfig) -> Path:
