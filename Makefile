@@ -34,7 +34,7 @@ test: $(VENV)/ready
 	$(BIN)/llm-boost pull $(MODEL)
 	$(BIN)/python -m pytest
 
-CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'tests/native/*.cpp')
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'tests/*.h' 'tests/*.cpp')
 
 lint: $(VENV)/ready
 	$(PIP) --group lint --group test
