@@ -16,4 +16,6 @@ execute_process(COMMAND ${CMAKE_COMMAND} -S "${_double_source}" -B "${_double_bu
 execute_process(COMMAND ${CMAKE_COMMAND} --build "${_double_build}" OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
 
 set(ENV{ASCEND_HOME_PATH} "${_double_build}/Ascend/ascend-toolkit/latest")
+# Modules that are installed for tests find the double where it was built.
+set(CMAKE_INSTALL_RPATH "$ENV{ASCEND_HOME_PATH}/lib64" "${_double_build}/Ascend/nnal/atb/latest/atb/cxx_abi_1/lib")
 set(ENV{ATB_HOME_PATH} "${_double_build}/Ascend/nnal/atb/latest/atb/cxx_abi_1")
