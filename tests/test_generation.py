@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from reference.tiny_models import TINY_SPECS
 from llm_boost import Model, SamplingParams, _core
 
 GOLDENS = json.loads((Path(__file__).parent / "golden" / "smollm2_greedy.json").read_text("utf-8"))["records"]
+# All of them; under a sanitizer, where one takes a minute, a few.
+PROMPTS = GOLDENS[::8] if "LLM_BOOST_SANITIZER" in os.environ else GOLDENS
 GREEDY_64 = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 
@@ -21,9 +24,9 @@ def test_greedy_tokens_equal_transformers_in_float32(smollm2_directory: Path) ->
     with Model.from_pretrained(
         smollm2_directory, activation_dtype="float32", max_model_len=2048, use_tqdm=False
     ) as model:
-        outputs = model.generate([golden["prompt_ids"] for golden in GOLDENS], GREEDY_64)
-    assert len(outputs) >= 20
-    for golden, output in zip(GOLDENS, outputs, strict=True):
+        outputs = model.generate([golden["prompt_ids"] for golden in PROMPTS], GREEDY_64)
+    assert len(GOLDENS) >= 20
+    for golden, output in zip(PROMPTS, outputs, strict=True):
         assert list(output.outputs[0].token_ids) == golden["output_ids"], golden["prompt"]
 
 
@@ -42,16 +45,17 @@ KNOWN_FLIPS = {
 
 
 def test_bf16_activations_differ_only_at_near_ties(smollm2: Model) -> None:
-    outputs = smollm2.generate([golden["prompt_ids"] for golden in GOLDENS], GREEDY_64)
+    outputs = smollm2.generate([golden["prompt_ids"] for golden in PROMPTS], GREEDY_64)
     flips = {}
-    for golden, output in zip(GOLDENS, outputs, strict=True):
+    for golden, output in zip(PROMPTS, outputs, strict=True):
         pairs = zip(output.outputs[0].token_ids, golden["output_ids"], strict=True)
         first = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
         if first is not None:
             flips[golden["name"], first] = golden["margins"][first]
     assert all(margin < NEAR_TIE for margin in flips.values()), flips
     if smollm2.info().isa == "avx512bf16":
-        assert flips == KNOWN_FLIPS
+        names = {golden["name"] for golden in PROMPTS}
+        assert flips == {place: margin for place, margin in KNOWN_FLIPS.items() if place[0] in names}
 
 
 def step_arrays(tokens: list[int], num_blocks: int, block_size: int) -> dict[str, np.ndarray]:

@@ -153,7 +153,8 @@ def time_requests(model: Model, prompts: Sequence[Sequence[int]], num_tokens: in
     """Computes some prompts at once, greedily and past end-of-text tokens.
 
     Returns:
-        Seconds until every request has its first token, seconds from there on, and tokens in that time.
+        Seconds until every request has its first token, seconds from there on, and tokens in that time; where all
+        tokens came at once, the whole time, twice, and all of them.
 
     Raises:
         RequestError: A prompt cannot be served.
@@ -175,7 +176,10 @@ def time_requests(model: Model, prompts: Sequence[Sequence[int]], num_tokens: in
         unfinished -= sum(event.finish_reason != "" for event in events)
         if not waiting and not first:
             first = now
-    return first - started, time.perf_counter() - first, late_tokens
+    ended = time.perf_counter()
+    if late_tokens == 0:  # all came at once: too fast to tell the prompts from the rest
+        return ended - started, ended - started, len(prompts) * num_tokens
+    return first - started, ended - first, late_tokens
 
 
 def _prompts(model: Model, workload: Workload, seed: int) -> list[list[int]]:

@@ -32,9 +32,10 @@ class _Row:
     def cells(self) -> tuple[str, ...]:
         prompt_speed = self.batch * self.length / self.prompt_seconds
         decode_seconds = self.seconds - self.prompt_seconds
-        decode_speed = (self.new_tokens - self.batch) / decode_seconds if decode_seconds > 0 else 0.0
+        later_tokens = self.new_tokens - self.batch
+        decode_speed = later_tokens / (decode_seconds if decode_seconds > 0 else self.seconds)
         speeds = (f"{speed:.1f}" for speed in (prompt_speed, decode_speed, self.new_tokens / self.seconds))
-        return (str(self.batch), str(self.length), str(self.new_tokens), *speeds, f"{self.seconds:.2f}")
+        return (str(self.batch), str(self.length), str(self.new_tokens), *speeds, f"{self.seconds:.3f}")
 
 
 _HEADER = ("batch", "prompt", "new", "prefill tok/s", "decode tok/s", "new tok/s", "seconds")
