@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The build for tests has the test double of an Ascend device, which is not what "auto" shall find.
 os.environ["LLM_BOOST_BACKEND"] = "cpu"
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from reference.tiny_models import TINY_SPECS, write_tiny_model
 
 from llm_boost import Model
 from llm_boost.hub import resolve_model
+
+# A shell without job control starts programs in the background with interrupts ignored, which all children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -275,7 +275,7 @@ class TestManyUsers:
 
     def test_an_idle_stream_is_kept_open(self, model: Model) -> None:
         with serving(model, ping_seconds=0.02) as server:
-            held = [open_stream(server, {**LONG, "seed": i}) for i in range(5)]  # one of them waits for the others
+            held = [open_stream(server, {**LONG, "seed": i}) for i in range(24)]  # most wait for others
             bodies = [connection.getresponse().read() for connection in held]
             assert any(body.startswith(b": ping\n\n") for body in bodies)
             assert all(body.endswith(b"data: [DONE]\n\n") for body in bodies)

@@ -62,11 +62,6 @@ LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
 #endif
 }
 
-LB_INLINE Vec load_bf16(const std::uint16_t* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
-}
-
 LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
                                std::int64_t target_stride) {
   __m512i r[16];
