@@ -64,6 +64,9 @@ class Engine {
   // backend all requests are gone; the engine can be used again if the backend can.
   bool step(StepOutput& output);
 
+  // Whether all requests have ended.
+  bool idle() const { return scheduler_.idle(); }
+
   // Runs one batch of a caller who owns scheduling and block tables, and copies its logits [R, V] to `logits`. Throws
   // RequestError for a batch that does not fit or while requests are being served. Forgets cached prefixes.
   void forward(const StepBatch& batch, std::span<float> logits);

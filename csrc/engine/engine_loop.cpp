@@ -177,7 +177,8 @@ void EngineLoop::run() {
     local.clear();
     run_commands(shared, busy);
     try {
-      busy = engine_->step(output);
+      // A process that is done must not wait for agreement with one that has ended.
+      busy = engine_->step(output) && !engine_->idle();
       dispatch(output);
     } catch (...) {
       fail_clients(std::current_exception());
