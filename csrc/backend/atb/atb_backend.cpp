@@ -135,6 +135,7 @@ std::unique_ptr<Backend> make_atb_backend(ThreadPool& pool, const DeviceOptions&
 
 bool has_device() {
   try {
+    check_environment();
     start_acl();
     return device_count() > 0;
   } catch (const BackendError&) {
