@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ import pytest
 from serving import Reply, TestServer, serving
 
 from llm_boost import Model, SamplingParams
+from llm_boost._request import RunningRequest
 from llm_boost.cli import main
-from llm_boost.errors import ConfigError
+from llm_boost.errors import BackendError, ConfigError
 from llm_boost.serve import ServerSettings
+from llm_boost.serve.engine import AsyncEngine
 
 LONG = {"prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
 
@@ -158,23 +160,22 @@ def open_stream(server: TestServer, body: dict[str, Any]) -> http.client.HTTPCon
 class TestManyUsers:
     """Overload, equality of answers, disconnects."""
 
-    def test_a_full_server_refuses_and_recovers(self, model: Model) -> None:
+    def test_a_full_server_refuses_and_recovers(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        short = {"prompt": "x", "max_tokens": 1}
         with serving(model, max_queue=2, retry_after_seconds=7) as server:
-            held = [open_stream(server, LONG) for _ in range(6)]
-            while server.state.admission.taken < 6:
-                time.sleep(0.005)
-            reply = server.post("/v1/completions", {"prompt": "x"})
-            if server.state.admission.taken == 6:  # none of the six has finished meanwhile
-                assert reply.status == 429
-                assert reply.headers["retry-after"] == "7"
-                assert (reply.error()["type"], reply.error()["code"]) == ("rate_limit_error", "queue_full")
-                assert server.post("/v1/completions", b"no JSON").status == 429  # refused before it is looked at
-                assert server.get("/health").status == 200
-                assert b"vllm:admission_rejections_total" in server.get("/metrics").body
-            for connection in held:
-                connection.close()
-            server.wait_until_idle()
-            assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
+            ended: list[int] = []  # no request makes room by its end: the server stays as full as with six long ones
+            monkeypatch.setattr(server.state.admission, "release", ended.append)
+            assert [server.post("/v1/completions", short).status for _ in range(6)] == [200] * 6
+            reply = server.post("/v1/completions", short)
+            assert reply.status == 429
+            assert reply.headers["retry-after"] == "7"
+            assert (reply.error()["type"], reply.error()["code"]) == ("rate_limit_error", "queue_full")
+            assert server.post("/v1/completions", b"no JSON").status == 429  # refused before it is looked at
+            assert server.get("/health").status == 200
+            assert b"vllm:admission_rejections_total" in server.get("/metrics").body
+            monkeypatch.undo()
+            server.state.admission.release(sum(ended))
+            assert server.post("/v1/completions", short).status == 200
 
     def test_answers_under_load_are_those_alone(self, model: Model) -> None:
         rng = random.Random(7)
@@ -243,44 +244,56 @@ class TestManyUsers:
     def test_a_failing_engine_fails_its_requests_and_goes_on(
         self, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from llm_boost import BackendError
-        from llm_boost._request import RunningRequest
-
-        real = RunningRequest.take
-        broken = threading.Event()
+        real_take, real_batch = RunningRequest.take, AsyncEngine._take
+        wait_for_text = False
+        has_text, text_is_read = threading.Event(), threading.Event()
 
         def take(self: RunningRequest, event: Any) -> Any:
-            if broken.is_set():
-                raise BackendError("the logits are not numbers")
-            return real(self, event)
+            if wait_for_text and not has_text.is_set():
+                piece = real_take(self, event)
+                if piece is not None and piece.text:
+                    has_text.set()
+                return piece
+            assert not wait_for_text or text_is_read.wait(60)
+            raise BackendError("the logits are not numbers")
 
-        monkeypatch.setattr(RunningRequest, "take", take)
-        with serving(model) as server:
-            broken.set()
+        def one_by_one(self: AsyncEngine, events: Sequence[Any]) -> None:
+            for event in events:  # so that text is on its way before the next token fails
+                real_batch(self, [event])
+
+        with serving(model) as server, monkeypatch.context() as patch:
+            patch.setattr(RunningRequest, "take", take)
+            patch.setattr(AsyncEngine, "_take", one_by_one)
             reply = server.post("/v1/completions", LONG)
             assert reply.status == 500
             assert "not numbers" in reply.error()["message"]
             stream = server.post("/v1/completions", {**LONG, "stream": True})
             assert stream.status == 500  # nothing had been sent yet
-            broken.clear()
+            wait_for_text = True
             connection = open_stream(server, LONG)
             response = read_one_event(connection)
-            broken.set()
+            text_is_read.set()
             rest = response.read().decode().split("\n\n")
             assert json.loads(rest[-3].strip().removeprefix("data: "))["error"]["code"] == "engine_error"
             assert rest[-2] == "data: [DONE]"
             connection.close()
-            broken.clear()
+            patch.undo()
             assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
 
-    def test_an_idle_stream_is_kept_open(self, model: Model) -> None:
+    def test_an_idle_stream_is_kept_open(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = RunningRequest.take
+
+        def take(self: RunningRequest, event: Any) -> Any:
+            time.sleep(0.5)
+            return real(self, event)
+
+        monkeypatch.setattr(RunningRequest, "take", take)
         with serving(model, ping_seconds=0.02) as server:
-            held = [open_stream(server, {**LONG, "seed": i}) for i in range(24)]  # most wait for others
-            bodies = [connection.getresponse().read() for connection in held]
-            assert any(body.startswith(b": ping\n\n") for body in bodies)
-            assert all(body.endswith(b"data: [DONE]\n\n") for body in bodies)
-            for connection in held:
-                connection.close()
+            connection = open_stream(server, {**LONG, "max_tokens": 2})
+            body = connection.getresponse().read()
+            assert body.startswith(b": ping\n\n")
+            assert body.endswith(b"data: [DONE]\n\n")
+            connection.close()
 
 
 class TestProcess:
