@@ -8,6 +8,8 @@
 #include <numeric>
 #include <random>
 
+#include "backend/cpu/linear_pieces.h"
+#include "backend/cpu/work_shares.h"
 #include "base/error.h"
 #include "base/memory.h"
 #include "bench/scheduler_case.h"
@@ -58,26 +60,30 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
   auto weights = random_buffer(copies * weight_bytes);
   auto out = random_buffer(rows * panels * kPanel * 4);
   auto copy = std::make_shared<std::int64_t>(0);
-  const std::int64_t chunk = std::max<std::int64_t>(1, panels / (8 * context.pool.size()));
+  auto shares = std::make_shared<cpu::WorkShares>(context.pool.size());
   KernelCase result;
   result.work = work_of(out_columns * in_columns * static_cast<std::int64_t>(size_bytes(context.dtype)),
                         2 * rows * out_columns * in_columns);
   result.call = [=, &context] {
     const auto* words = reinterpret_cast<const std::uint32_t*>(weights->data()) + *copy * panels * panel_words;
     *copy = (*copy + 1) % copies;
-    parallel_for(context.pool, ceil_div(panels, chunk), [&](std::int64_t i) {
-      context.kernels.linear({.x = x->data(),
-                              .ldx = in_columns,
-                              .rows = rows,
-                              .operand = context.operand,
-                              .weight = words,
-                              .weight_dtype = context.dtype,
-                              .in_columns = in_columns,
-                              .out_columns = out_columns,
-                              .panel_begin = i * chunk,
-                              .panel_end = std::min((i + 1) * chunk, panels),
-                              .out = out->data(),
-                              .ldo = panels * kPanel});
+    const cpu::LinearPieces pieces(rows, panels, context.pool.size());
+    shares->reset();
+    context.pool.run([&](int member) {
+      shares->run(member, pieces.count(), [&](std::int64_t piece) {
+        const std::int64_t first_row = pieces.first_row(piece);
+        cpu::LinearArgs args{.x = x->data() + first_row * in_columns * operand_bytes(context),
+                             .ldx = in_columns,
+                             .operand = context.operand,
+                             .weight = words,
+                             .weight_dtype = context.dtype,
+                             .in_columns = in_columns,
+                             .out_columns = out_columns,
+                             .out = out->data() + first_row * panels * kPanel * 4,
+                             .ldo = panels * kPanel};
+        pieces.select(piece, args);
+        context.kernels.linear(args);
+      });
     });
   };
   return result;

@@ -58,8 +58,9 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
   attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
   const std::size_t per_layer = layers_.graph.steps.size();
-  progress_ = std::vector<Progress>(embed_.graph.steps.size() + per_layer * layers_.first_weight.size() +
-                                    head_.graph.steps.size());
+  const std::size_t num_steps =
+      embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size();
+  for (std::size_t step = 0; step < num_steps; ++step) shares_.emplace_back(pool.size());
   step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
 }
 
@@ -136,10 +137,7 @@ void CpuProgram::prepare(const StepBatch& batch) {
     attention_items_[s + 1] = attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * num_kv_heads_;
     last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
   }
-  for (Progress& progress : progress_) {
-    progress.next.store(0, std::memory_order_relaxed);
-    progress.done.store(0, std::memory_order_relaxed);
-  }
+  for (WorkShares& shares : shares_) shares.reset();
 }
 
 void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
@@ -152,7 +150,7 @@ void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
     for (std::size_t i = 0; i < stage.graph.steps.size(); ++i) {
       const Clock::time_point start = options_.time_steps ? Clock::now() : Clock::time_point{};
       const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
-                              progress_[static_cast<std::size_t>(step_index++)], member);
+                              shares_[static_cast<std::size_t>(step_index++)], member);
       std::visit(runner, stage.graph.steps[i].kind);
       if (options_.time_steps && member == 0)
         step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();

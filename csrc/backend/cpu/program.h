@@ -1,13 +1,14 @@
 // A model compiled for the CPU: packed weights, an arena, a KV cache, and steps over them.
 #pragma once
 
-#include <atomic>
+#include <deque>
 #include <memory>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/lowering.h"
 #include "backend/cpu/packing.h"
+#include "backend/cpu/work_shares.h"
 #include "base/memory.h"
 #include "base/thread_pool.h"
 
@@ -33,13 +34,6 @@ class CpuProgram final : public Program {
   struct Stage {
     LoweredGraph graph;
     std::vector<std::size_t> first_weight;  // per repetition: where its weights start in packed_->weights()
-  };
-
-  // The progress of one step: pieces of work handed out, and finished. The next step starts when all are finished; a
-  // thread that the system has taken off its core without a piece in hand is not waited for.
-  struct alignas(64) Progress {
-    std::atomic<std::uint32_t> next{0};
-    std::atomic<std::uint32_t> done{0};
   };
 
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
@@ -75,7 +69,7 @@ class CpuProgram final : public Program {
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
   std::vector<std::int64_t> attention_items_;   // [S + 1] prefix sums
-  std::vector<Progress> progress_;              // one per step of the whole model
+  std::deque<WorkShares> shares_;               // one per step of the whole model
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
