@@ -281,6 +281,15 @@ class TestForward:
         assert model.forward(**self.GOOD).shape == (2, 257)
         assert model.forward(**{**self.GOOD, "logit_rows": []}).shape == (0, 257)
 
+    def test_it_overwrites_the_cache(self, model: Model) -> None:
+        """So no request may find a prefix there afterwards."""
+        prompt = list(range(60, 110))
+        expected = ids(model.generate(prompt, GREEDY)[0])
+        assert model.generate(prompt, GREEDY)[0].num_cached_tokens == 48
+        model.forward(**self.GOOD)
+        again = model.generate(prompt, GREEDY)[0]
+        assert (again.num_cached_tokens, ids(again)) == (0, expected)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

@@ -61,6 +61,7 @@ CASES = {
     "cold": {"temperature": 0.3},
     "hot": {"temperature": 3.0},
     "top_k": {"top_k": 5},
+    "top_k of fewer than there are runs of 256": {"top_k": 2},
     "top_k beyond the vocabulary": {"top_k": 5000},
     "top_p": {"top_p": 0.7},
     "top_p of one token": {"top_p": 0.01},
