@@ -177,9 +177,24 @@ def test_what_was_preempted_goes_on_before_what_has_not_begun() -> None:
     for request in range(3):
         engine.add(request, [request, 7, 8], 21)
     collector = Collector(engine)
+    for step in range(1, 22):
+        collector.step()
+        assert len(collector.outputs[0, 0]) == step  # the oldest waits for nobody
     collector.run()
     assert engine.stats()["num_preemptions"] > 0
     assert list(collector.finished) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_samples_count_before_they_split_off() -> None:
+    engine = _testing.FakeEngine(num_blocks=40, block_size=BLOCK, max_tokens=16, max_sequences=4, max_model_len=64)
+    for request in range(2):
+        engine.add(request, [request, 7, 8], 3, 3)
+    collector = Collector(engine)
+    running = []
+    while collector.step():
+        running.append(engine.stats()["num_running"])
+    assert max(running) == 3  # a second request of three samples would make six
+    assert len(collector.finished) == 6
 
 
 def test_a_cancelled_request_frees_its_blocks_in_the_next_step() -> None:
