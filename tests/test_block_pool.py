@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -91,6 +92,21 @@ def test_least_recently_used_prefix_is_forgotten_first() -> None:
         pool.release(block)
     assert pool.allocate() == blocks[1]
     assert [pool.find(0, [token])[0] for token in range(3)] == [blocks[0], -1, blocks[2]]
+
+
+def test_the_same_hash_is_not_the_same_prefix() -> None:
+    first = np.array([_testing.prefix_hash(0, [token]) for token in range(1 << 18)], np.uint64)
+    order = np.argsort(first)
+    gaps = np.diff(first[order])  # the second token is added to the first one's hash before that is mixed again
+    at = int(gaps.argmin())
+    ours, other = [int(order[at]), int(gaps[at])], [int(order[at + 1]), 0]
+    assert _testing.prefix_hash(0, ours) == _testing.prefix_hash(0, other)
+    pool = _testing.BlockPool(2, 2)
+    pool.publish(pool.allocate(), 0, ours)
+    assert pool.find(0, other) == (-1, 0)
+    pool.publish(pool.allocate(), 0, other)
+    assert (pool.find(0, ours)[0], pool.find(0, other)[0]) == (0, 1)
+    pool.check_invariants()
 
 
 def test_misuse_is_an_internal_error() -> None:

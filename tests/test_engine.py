@@ -180,6 +180,7 @@ def test_what_was_preempted_goes_on_before_what_has_not_begun() -> None:
     for step in range(1, 22):
         collector.step()
         assert len(collector.outputs[0, 0]) == step  # the oldest waits for nobody
+        assert (2, 0) not in collector.outputs
     collector.run()
     assert engine.stats()["num_preemptions"] > 0
     assert list(collector.finished) == [(0, 0), (1, 0), (2, 0)]

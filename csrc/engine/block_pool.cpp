@@ -15,13 +15,13 @@ std::uint64_t mix(std::uint64_t state, std::uint64_t value) {
   return x ^ (x >> 31);
 }
 
-std::uint64_t hash_of(PrefixId before, std::span<const std::int32_t> tokens) {
+}  // namespace
+
+std::uint64_t prefix_hash(PrefixId before, std::span<const std::int32_t> tokens) {
   std::uint64_t hash = mix(0, before);
   for (const std::int32_t token : tokens) hash = mix(hash, static_cast<std::uint32_t>(token));
   return hash;
 }
-
-}  // namespace
 
 BlockPool::BlockPool(std::int64_t num_blocks, std::int64_t block_size)
     : block_size_(block_size),
@@ -79,7 +79,7 @@ void BlockPool::release(std::int32_t block) {
 }
 
 BlockPool::Match BlockPool::find(PrefixId before, std::span<const std::int32_t> tokens) const {
-  const std::uint64_t hash = hash_of(before, tokens);
+  const std::uint64_t hash = prefix_hash(before, tokens);
   for (std::int32_t block = bucket(hash); block != kNone; block = at(block).next_in_bucket) {
     const Block& b = at(block);
     if (b.hash == hash && b.before == before && std::ranges::equal(tokens_of(block), tokens)) return {block, b.prefix};
@@ -95,7 +95,7 @@ PrefixId BlockPool::publish(std::int32_t block, PrefixId before, std::span<const
   std::ranges::copy(tokens, tokens_.begin() + block * block_size_);
   b.prefix = ++last_prefix_;
   b.before = before;
-  b.hash = hash_of(before, tokens);
+  b.hash = prefix_hash(before, tokens);
   b.next_in_bucket = bucket(b.hash);
   bucket(b.hash) = block;
   return b.prefix;

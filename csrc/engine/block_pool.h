@@ -11,6 +11,9 @@ namespace lb {
 using PrefixId = std::uint64_t;
 inline constexpr PrefixId kNoPrefix = 0;  // the empty prefix
 
+// Where the index looks for a block that holds `tokens` after `before`.
+std::uint64_t prefix_hash(PrefixId before, std::span<const std::int32_t> tokens);
+
 // Knows block numbers, never cache bytes. A block is free or referenced; a free block may still hold a known prefix,
 // and is then found by find() until it is needed for something else, least recently used first. All memory is allocated
 // by the constructor. Not thread-safe.

@@ -156,7 +156,9 @@ std::int32_t choose(const std::string& isa, const std::vector<float>& logits, co
     sequence.seed = params.seed.value_or(0);
     sequence.tokens = prompt;
     sequence.tokens.insert(sequence.tokens.end(), output.begin(), output.end());
-    return sampler.choose(logits, sequence);
+    const std::int32_t token = sampler.choose(logits, sequence);
+    LB_CHECK(sampler.choose(logits, sequence) == token, "the sampler's scratch memory is not as it was");
+    return token;
   }
   throw std::invalid_argument("no level " + isa);
 }
@@ -180,6 +182,8 @@ void bind_engine(py::module_& m) {
                          const std::vector<std::int32_t>& tokens) { return pool.publish(block, before, tokens); })
       .def("clear_prefixes", &BlockPool::clear_prefixes)
       .def("check_invariants", &BlockPool::check_invariants);
+  m.def("prefix_hash",
+        [](PrefixId before, const std::vector<std::int32_t>& tokens) { return prefix_hash(before, tokens); });
   py::class_<FakeEngine>(m, "FakeEngine")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool,
                     std::int64_t>(),
