@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sanitizer import environment_without_sanitizer
+
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9}  # windowsVirtualKeyCode
 MOST_FRAMES = 1200  # 20 seconds, but not while the machine holds the browser back
@@ -49,7 +51,8 @@ class Browser:
         # The browser reads commands from descriptor 3 and writes to 4, each message ended by a zero byte.
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, commands, 3), (os.POSIX_SPAWN_DUP2, answers, 4)]
         actions += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
-        self._process = os.posix_spawn(program, arguments, os.environ, file_actions=actions, setpgroup=0)
+        environment = environment_without_sanitizer()
+        self._process = os.posix_spawn(program, arguments, environment, file_actions=actions, setpgroup=0)
         os.close(commands)
         os.close(answers)
         self._rest = b""

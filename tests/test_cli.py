@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,8 +130,8 @@ def test_interrupt_ends_with_130(smollm2_directory: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert b"decode" in errors  # the answer so far counts
+    found = re.search(rb"decode (\d+) tokens", errors)
+    assert found, errors
+    assert int(found[1]) < 2000  # the answer so far counts

@@ -157,6 +157,46 @@ def test_after_a_backend_failure_the_engine_goes_on() -> None:
     assert collector.outputs == {(1, 0): expected_output(engine, [4, 5], 4)}
 
 
+def test_after_a_backend_failure_no_prefix_is_trusted() -> None:
+    engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    prompt = list(range(9))
+    engine.add(0, prompt, 3)
+    Collector(engine).run()
+    engine.add(1, prompt, 3)
+    engine.fail_next()
+    with pytest.raises(BackendError):
+        engine.step()
+    assert engine.stats()["prefix_hits"] == 8  # of the request that failed
+    engine.add(2, prompt, 3)
+    Collector(engine).run()
+    assert engine.stats()["prefix_hits"] == 8
+
+
+def test_what_was_preempted_goes_on_before_what_has_not_begun() -> None:
+    engine = _testing.FakeEngine(num_blocks=6, block_size=BLOCK, max_tokens=16, max_sequences=2, max_model_len=24)
+    for request in range(3):
+        engine.add(request, [request, 7, 8], 21)
+    collector = Collector(engine)
+    for step in range(1, 22):
+        collector.step()
+        assert len(collector.outputs[0, 0]) == step  # the oldest waits for nobody
+    collector.run()
+    assert engine.stats()["num_preemptions"] > 0
+    assert list(collector.finished) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_samples_count_before_they_split_off() -> None:
+    engine = _testing.FakeEngine(num_blocks=40, block_size=BLOCK, max_tokens=16, max_sequences=4, max_model_len=64)
+    for request in range(2):
+        engine.add(request, [request, 7, 8], 3, 3)
+    collector = Collector(engine)
+    running = []
+    while collector.step():
+        running.append(engine.stats()["num_running"])
+    assert max(running) == 3  # a second request of three samples would make six
+    assert len(collector.finished) == 6
+
+
 def test_a_cancelled_request_frees_its_blocks_in_the_next_step() -> None:
     engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
     engine.add(0, list(range(9)), 30, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 from reference.numpy_decoder import BFLOAT16, FLOAT32, NumpyDecoder
 from reference.tiny_models import TINY_SPECS
+from sanitizer import reduced
 
 from llm_boost import Model, SamplingParams, _core
 
 GOLDENS = json.loads((Path(__file__).parent / "golden" / "smollm2_greedy.json").read_text("utf-8"))["records"]
-# All of them; under a sanitizer, where one takes a minute, a few.
-PROMPTS = GOLDENS[::8] if "LLM_BOOST_SANITIZER" in os.environ else GOLDENS
+PROMPTS = reduced(GOLDENS, GOLDENS[::8])
 GREEDY_64 = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 

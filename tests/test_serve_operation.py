@@ -281,18 +281,19 @@ class TestManyUsers:
             assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
 
     def test_an_idle_stream_is_kept_open(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = RunningRequest.take
+        real, pinged = RunningRequest.take, threading.Event()
 
         def take(self: RunningRequest, event: Any) -> Any:
-            time.sleep(0.5)
+            assert pinged.wait(120)
             return real(self, event)
 
         monkeypatch.setattr(RunningRequest, "take", take)
         with serving(model, ping_seconds=0.02) as server:
             connection = open_stream(server, {**LONG, "max_tokens": 2})
-            body = connection.getresponse().read()
-            assert body.startswith(b": ping\n\n")
-            assert body.endswith(b"data: [DONE]\n\n")
+            response = connection.getresponse()
+            assert response.readline() == b": ping\n"
+            pinged.set()
+            assert response.read().endswith(b"data: [DONE]\n\n")
             connection.close()
 
 

@@ -1,0 +1,27 @@
+"""What a run of the tests under a sanitizer does differently: `make asan` and `make tsan` set LLM_BOOST_SANITIZER."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+SANITIZED = "LLM_BOOST_SANITIZER" in os.environ
+
+
+def reduced(usual: T, sanitized: T) -> T:
+    """How much a test does: less under a sanitizer, where everything takes ten times as long."""
+    return sanitized if SANITIZED else usual
+
+
+def not_sanitized(reason: str) -> pytest.MarkDecorator:
+    """For tests that make no sense under a sanitizer."""
+    return pytest.mark.skipif(SANITIZED, reason=f"under a sanitizer: {reason}")
+
+
+def environment_without_sanitizer() -> dict[str, str]:
+    """For programs that are not ours: the sanitizer's runtime, which every program inherits, must not be loaded."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
