@@ -182,3 +182,8 @@ def usable_threads() -> int:
 
 def isa_levels() -> list[str]:
     """Instruction set levels of this machine, best first."""
+
+def convert_elements(
+    source: npt.NDArray[np.uint8], dtype: str, target: npt.NDArray[np.uint8], target_dtype: str
+) -> int:
+    """Converts the elements that the bytes are; gives the index of the first finite one that became infinite, or -1."""
