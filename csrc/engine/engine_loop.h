@@ -56,7 +56,7 @@ class EngineLoop {
   // Gives the mask of the next token of a sample whose request was submitted with one. Throws RequestError for a mask
   // that allows nothing.
   void set_token_mask(RequestId id, std::int32_t sample, TokenMask mask);
-  // Ends a request or one of its samples, see Engine::cancel(), or all requests of a queue. Their last events still come.
+  // Ends a request, one sample of it (see Engine::cancel()), or all requests of a queue. Their last events still come.
   void cancel(RequestId id, std::optional<std::int32_t> sample = {});
   void cancel_all(std::shared_ptr<OutputQueue> queue);
   // Runs one batch of the caller's own scheduling; see Engine::forward().
