@@ -138,8 +138,8 @@ class LoadedModel:
     def set_token_mask(self, request: int, sample: int, mask: bytes) -> None:
         """Gives the mask of a sample's next token. Raises RequestError."""
 
-    def cancel(self, request: int) -> None:
-        """Ends a request; its last events still come."""
+    def cancel(self, request: int, sample: int | None = None) -> None:
+        """Ends a request, or one sample of it that has given a token; their last events still come."""
 
     def cancel_all(self, queue: OutputQueue) -> None:
         """Ends all requests of a queue."""

@@ -422,8 +422,6 @@ class _Submission:
                     continue
                 if request.finished:
                     unfinished -= 1
-                if request.finished and not event.finish_reason:  # by a stop string: the core need not go on
-                    self._core.cancel(event.request)
                 yield request, piece
 
     def _submit(self) -> None:
