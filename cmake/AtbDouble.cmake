@@ -4,6 +4,8 @@
 set(_double_source "${PROJECT_SOURCE_DIR}/tests/atb_double")
 set(_double_build "${PROJECT_BINARY_DIR}/atb_double")
 
+set(ATB_DOUBLE_RELEASE 850 CACHE STRING "CANN release that the test double stands for: 810, 820, 830, 850, 900 or 910")
+
 file(GLOB_RECURSE _double_files CONFIGURE_DEPENDS "${_double_source}/*")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_double_files})
 
@@ -11,7 +13,7 @@ execute_process(COMMAND ${CMAKE_COMMAND} -S "${_double_source}" -B "${_double_bu
                   "-DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}" "-DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE}"
                   "-DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}"
                   "-DCMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER}"
-                  "-DATB_DOUBLE_SANITIZERS=${LLM_BOOST_SANITIZERS}"
+                  "-DATB_DOUBLE_RELEASE=${ATB_DOUBLE_RELEASE}" "-DATB_DOUBLE_SANITIZERS=${LLM_BOOST_SANITIZERS}"
                 OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${CMAKE_COMMAND} --build "${_double_build}" OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
 

@@ -3,8 +3,8 @@
 #   ASCEND_HOME_PATH (or ASCEND_TOOLKIT_HOME)   the toolkit: include/acl, lib64/libascendcl.so
 #   ATB_HOME_PATH                               NNAL's ATB, a directory cxx_abi_0 or cxx_abi_1: include/atb, lib/libatb.so
 #
-# Gives ATB_FOUND, ATB_VERSIONS (for people), and the target ATB::ATB, which carries the C++ ABI that the libraries were
-# built with. Where something is missing, ATB_NOT_FOUND_MESSAGE says what, and which file to source.
+# Gives ATB_FOUND, ATB_VERSIONS (for people), ATB_HAS_LAUNCH_MODE (CANN 8.2 and later), and the target ATB::ATB, which
+# carries the C++ ABI that the libraries were built with. Where something is missing, ATB_NOT_FOUND_MESSAGE says what, and which file to source.
 
 include(FindPackageHandleStandardArgs)
 
@@ -90,4 +90,16 @@ if(ATB_FOUND)
   target_link_libraries(ATB::ATB INTERFACE "${_atb_library}" "${_atb_cann_library}")
   # What these libraries need themselves is found when the program starts, as set_env.sh arranges it.
   target_link_options(ATB::ATB INTERFACE "LINKER:--allow-shlib-undefined")
+
+  # What came with a later release is asked of the headers, again each time.
+  include(CheckCXXSourceCompiles)
+  include(CMakePushCheckState)
+  cmake_push_check_state(RESET)
+  set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+  set(CMAKE_REQUIRED_LIBRARIES ATB::ATB)
+  unset(ATB_HAS_LAUNCH_MODE CACHE)
+  check_cxx_source_compiles("#include <atb/atb_infer.h>
+    int use(atb::Context& context) { return context.SetLaunchMode(atb::GRAPH_LAUNCH_MODE); }" ATB_HAS_LAUNCH_MODE)
+  unset(CMAKE_TRY_COMPILE_TARGET_TYPE)
+  cmake_pop_check_state()
 endif()

@@ -1,10 +1,9 @@
 """Measures a server in a process of its own against the engine alone: throughput, overload, disconnects, memory.
 
-Each mode prints one line of JSON. The load comes from this process, over keep-alive connections::
+Each mode prints one line of JSON. The load comes from `load_client`, a third process, over connections that are kept::
 
-    python tests/measure_serving.py offline    # the engine alone, as many prompts at once as --concurrency
-    python tests/measure_serving.py serve      # the same prompts over HTTP
-    python tests/measure_serving.py overload   # ten times what the server admits
+    python tests/measure_serving.py throughput # the engine alone and the same prompts over HTTP, in turns
+    python tests/measure_serving.py overload   # as many clients as the server admits and ten times as many, in turns
     python tests/measure_serving.py disconnect # clients that leave at random moments
     python tests/measure_serving.py soak       # memory over --seconds of mixed load
 """
@@ -19,13 +18,27 @@ import os
 import random
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 _WORDS = ("the", "sea", "is", "a", "vast", "and", "quiet", "place", "where", "ships", "go", "to", "find", "new", "land")
+
+
+class Answer(NamedTuple):
+    """What `load_client` says of a request; times in seconds."""
+
+    start: float
+    status: int
+    first: float
+    total: float
+    body: str
 
 
 def prompts(count: int, words: int, seed: int) -> list[str]:
@@ -58,149 +71,111 @@ def server(arguments: argparse.Namespace, *options: str) -> Iterator[tuple[int, 
         process.wait()
 
 
-class Connection:
-    """One keep-alive connection."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes, float, float]:
-        """Sends a body; gives status, answer, and the seconds until its first and its last byte."""
-        started = time.perf_counter()
-        if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        assert self._reader is not None
-        data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        head += f"Content-Length: {len(data)}\r\n\r\n"
-        self._writer.write(head.encode() + data)
-        headers = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        first = time.perf_counter() - started
-        length = re.search(rb"content-length: (\d+)", headers)
-        if length is not None:
-            answer = await self._reader.readexactly(int(length[1]))
-        else:
-            answer = b""
-            while size := int((await self._reader.readline()).strip(), 16):
-                answer += await self._reader.readexactly(size)
-                await self._reader.readexactly(2)
-            await self._reader.readexactly(2)
-        if b"connection: close" in headers:
-            self.close()
-        return int(headers[9:12]), answer, first, time.perf_counter() - started
-
-    def close(self) -> None:
-        """Leaves."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-def body_of(prompt: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def body_of(prompt: str, arguments: argparse.Namespace, tokens: int | None = None) -> dict[str, Any]:
     """A completion of a fixed length."""
     return {
-        "prompt": prompt, "max_tokens": arguments.tokens, "temperature": 0, "ignore_eos": True,
+        "prompt": prompt, "max_tokens": tokens or arguments.tokens, "temperature": 0, "ignore_eos": True,
         "stream": arguments.stream, **({"stream_options": {"include_usage": True}} if arguments.stream else {}),
     }  # fmt: skip
 
 
-async def load(
-    port: int, texts: Sequence[str], concurrency: int, arguments: argparse.Namespace, spread: float = 0.0
-) -> dict[str, Any]:
-    """Sends all prompts, so many at a time; a refused one is not sent again. Clients begin within `spread` seconds."""
-    waiting = iter(texts)
-    statuses: dict[int, int] = {}
-    first: list[float] = []
-    refused: list[float] = []
-
-    async def client() -> None:
-        connection = Connection(port)
-        await asyncio.sleep(random.uniform(0, spread))
-        for text in waiting:
-            status, _, to_first, total = await connection.post("/v1/completions", body_of(text, arguments))
-            statuses[status] = statuses.get(status, 0) + 1
-            if status == 200:
-                first.append(to_first)
-            else:
-                refused.append(total)
-                await asyncio.sleep(random.uniform(*arguments.backoff))
-        connection.close()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    seconds = time.perf_counter() - started
-    return {
-        "seconds": round(seconds, 2), "statuses": statuses,
-        "tokens_per_s": round(len(first) * arguments.tokens / seconds, 1),
-        "first_ms": {f"p{p}": percentile(first, p / 100) for p in (50, 90, 99)},
-        "refused_ms": {f"p{p}": percentile(refused, p / 100) for p in (50, 90, 99)},
-    }  # fmt: skip
+def send(port: int, bodies: Sequence[dict[str, Any]], clients: int, **load: Any) -> list[Answer]:
+    """Sends bodies from a process of its own; see `load_client.Load`."""
+    request = {"port": port, "path": "/v1/completions", "bodies": bodies, "clients": clients, **load}
+    command = [sys.executable, str(Path(__file__).with_name("load_client.py"))]
+    done = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True)
+    return [Answer(*answer) for answer in json.loads(done.stdout)]
 
 
-def offline(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The engine alone."""
+def count_statuses(answers: Sequence[Answer]) -> dict[int, int]:
+    """How often each status came."""
+    return dict(Counter(answer.status for answer in answers))
+
+
+def offline(texts: Sequence[str], arguments: argparse.Namespace) -> float:
+    """Tokens per second of the engine alone."""
     from llm_boost import Model, SamplingParams
 
-    texts = prompts(arguments.requests, arguments.words, arguments.seed)
     params = SamplingParams(temperature=0, max_tokens=arguments.tokens, ignore_eos=True)
     with Model.from_pretrained(arguments.model, max_model_len=2048, max_num_seqs=arguments.concurrency) as model:
         model.generate(texts[:2], params)
         started = time.perf_counter()
         model.generate(texts, params)
-        seconds = time.perf_counter() - started
-    return {"seconds": round(seconds, 2), "tokens_per_s": round(arguments.requests * arguments.tokens / seconds, 1)}
+        return len(texts) * arguments.tokens / (time.perf_counter() - started)
 
 
-def serve(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same over HTTP."""
-    texts = prompts(arguments.requests, arguments.words, arguments.seed)
+def serve(texts: Sequence[str], arguments: argparse.Namespace) -> tuple[float, dict[int, int]]:
+    """The same over HTTP, and what became of the requests."""
+    bodies = [body_of(text, arguments) for text in texts]
     with server(arguments, "--max-num-seqs", str(arguments.concurrency)) as (port, _):
-        asyncio.run(load(port, texts[:2], 2, arguments))
-        return asyncio.run(load(port, texts, arguments.concurrency, arguments))
+        send(port, bodies[:2], 2)
+        answers = send(port, bodies, arguments.concurrency)
+    seconds = max(answer.start + answer.total for answer in answers)
+    return len(texts) * arguments.tokens / seconds, count_statuses(answers)
+
+
+def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The engine alone and the server in turns, so that a slow minute of the machine meets both."""
+    texts = prompts(arguments.requests, arguments.words, arguments.seed)
+    rounds = [(offline(texts, arguments), *serve(texts, arguments)) for _ in range(arguments.rounds)]
+    return {
+        "offline_tokens_per_s": [round(one, 1) for one, _, _ in rounds],
+        "serve_tokens_per_s": [round(two, 1) for _, two, _ in rounds],
+        "ratio": round(statistics.median(two / one for one, two, _ in rounds), 3),
+        "statuses": [statuses for _, _, statuses in rounds],
+    }
 
 
 def overload(arguments: argparse.Namespace) -> dict[str, Any]:
-    """As many clients as the server admits, then ten times as many."""
-    admitted = arguments.concurrency + arguments.queue
-    with server(arguments, "--max-num-seqs", str(arguments.concurrency), "--max-queue", str(arguments.queue)) as (
-        port,
-        _,
-    ):
-        result = {}
-        for name, factor in (("1x", 1), ("10x", 10)):
-            texts = prompts(arguments.requests * factor, arguments.words, arguments.seed + factor)
-            result[name] = asyncio.run(
-                load(port, texts, admitted * factor, arguments, arguments.backoff[1] * (factor > 1))
-            )
-    return result
+    """A full server without and with nine times as many clients too many, in turns.
+
+    Answers have different lengths, so that they do not end all at once. Times to the first token count from the second
+    quarter of a part on, when the queue has its length. Refused clients come again after Retry-After.
+    """
+    capacity = arguments.concurrency + arguments.queue
+    options = ("--max-num-seqs", str(arguments.concurrency), "--max-queue", str(arguments.queue))
+    rng = random.Random(arguments.seed)
+    parts: list[dict[str, Any]] = []
+    with server(arguments, *options) as (port, _):
+        for round_number in range(arguments.rounds):
+            texts = prompts(4096, arguments.words, arguments.seed + round_number)
+            low, high = arguments.tokens // 2, 3 * arguments.tokens // 2
+            bodies = [body_of(text, arguments, rng.randint(low, high)) | {"stream": True} for text in texts]
+            for factor in (1, 10):
+                load = {"seconds": arguments.part_seconds, "spread": float(factor > 1), "fresh": arguments.fresh}
+                answers = send(port, bodies, capacity * factor, **load)
+                first = [a.first for a in answers if a.status == 200 and a.start > arguments.part_seconds / 4]
+                refused = [a.total for a in answers if a.status == 429]
+                parts.append({
+                    "clients": capacity * factor, "statuses": count_statuses(answers),
+                    "first_ms": {f"p{p}": percentile(first, p / 100) for p in (50, 99)},
+                    "refused_ms": {f"p{p}": percentile(refused, p / 100) for p in (50, 90, 99, 100)},
+                })  # fmt: skip
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    ratios = {p: [round(b["first_ms"][p] / a["first_ms"][p], 2) for a, b in pairs] for p in ("p50", "p99")}
+    return {"parts": parts, "first_ratio": ratios, "refused_p99_ms": [b["refused_ms"]["p99"] for _, b in pairs]}
 
 
 def stats(port: int) -> dict[str, float]:
     """Numbers of the metrics page."""
-    _, page, _, _ = asyncio.run(_get(port, "/metrics"))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        page: bytes = answer.read()
     found = re.findall(r"^vllm:(num_requests_\w+|kv_cache_usage_perc)\{.*\} (\S+)$", page.decode(), re.MULTILINE)
     return {name: float(value) for name, value in found}
-
-
-async def _get(port: int, path: str) -> tuple[int, bytes, float, float]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    data = await reader.read()
-    writer.close()
-    return 200, data, 0.0, 0.0
 
 
 async def leave(port: int, text: str, arguments: argparse.Namespace, seed: int) -> None:
     """Asks, and closes the connection after a random time."""
     rng = random.Random(seed)
-    connection = Connection(port)
     body = {**body_of(text, arguments), "stream": rng.random() < 0.7, "n": rng.choice([1, 1, 2])}
     body.pop("stream_options", None)
-    with contextlib.suppress(asyncio.TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-        await asyncio.wait_for(connection.post("/v1/completions", body), rng.uniform(0, arguments.patience))
-    connection.close()
+    data = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+        await asyncio.wait_for(reader.read(), rng.uniform(0, arguments.patience))
+    writer.close()
 
 
 async def leave_all(port: int, texts: Sequence[str], arguments: argparse.Namespace) -> None:
@@ -234,22 +209,23 @@ def resident_kib(pid: int) -> int:
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Mixed load, and the server's memory over time. The cache is small, so that all of it is soon in use."""
     samples: list[tuple[float, int]] = []
+    statuses: Counter[int] = Counter()
     with server(arguments, "--max-num-seqs", str(arguments.concurrency), "--num-blocks", "256") as (port, pid):
         started, rounds = time.perf_counter(), 0
         while time.perf_counter() - started < arguments.seconds:
             texts = prompts(arguments.concurrency * 2, arguments.words, rounds)
-            asyncio.run(load(port, texts, arguments.concurrency, arguments))
+            statuses.update(count_statuses(send(port, [body_of(t, arguments) for t in texts], arguments.concurrency)))
             asyncio.run(leave_all(port, texts, arguments))
             rounds += 1
             samples.append((round(time.perf_counter() - started, 1), resident_kib(pid)))
         threads, files = len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
     shown = samples[:: max(1, len(samples) // 20)] + samples[-1:]
-    return {"rounds": rounds, "threads": threads, "files": files, "rss_kib": shown}
+    return {"rounds": rounds, "statuses": statuses, "threads": threads, "files": files, "rss_kib": shown}
 
 
 def main() -> None:
     """Runs one mode."""
-    modes = {mode.__name__: mode for mode in (offline, serve, overload, disconnect, soak)}
+    modes = {mode.__name__: mode for mode in (throughput, overload, disconnect, soak)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=modes)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -262,7 +238,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=600.0, help="of the soak mode")
     parser.add_argument("--patience", type=float, default=2.0, help="longest time until a client leaves")
-    parser.add_argument("--backoff", type=float, nargs=2, default=(4, 8), help="seconds a refused client waits")
+    parser.add_argument("--rounds", type=int, default=3, help="of the throughput and overload modes")
+    parser.add_argument("--part-seconds", type=float, default=10.0, help="of the overload mode")
+    parser.add_argument("--fresh", action="store_true", help="a connection for each request, in the overload mode")
     arguments = parser.parse_args()
     print(json.dumps({"mode": arguments.mode, **modes[arguments.mode](arguments)}))
 

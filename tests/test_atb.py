@@ -211,6 +211,47 @@ def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: s
     assert results[0]["sampled"] == results[1]["sampled"]  # no seed is given: the ranks agree on one
 
 
+# -- Graph launch mode -------------------------------------------------------------------------------------------------
+
+
+@needs_atb
+@pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 128), ("qwen2_bf16", 16)])
+def test_graph_launch_mode(
+    npu_model: Callable[[str], Path],
+    double: Double,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    block_size: int,
+) -> None:
+    """Three sequences decode as four, one as one; five do not fit."""
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4,1,4")
+    prompts, expected = clear_prompts(npu_model(name), [5, 17, 33, 9, 2], 6)
+    options = {"block_size": block_size, "num_blocks": 32, "max_num_seqs": 5}
+    with load(npu_model(name), "atb", **options) as model:
+        before = [double.calls(call) for call in ("aclmdlRICaptureBegin", "aclmdlRIExecuteAsync")]
+        for count in (5, 3, 1, 1):
+            assert generate(model, prompts[:count], 6) == expected[:count]
+        captured, replayed = (
+            double.calls(call) - number
+            for call, number in zip(("aclmdlRICaptureBegin", "aclmdlRIExecuteAsync"), before, strict=True)
+        )
+    operations = 2 + MODELS[name].layers  # of a step
+    assert captured == 2 * operations  # two sizes
+    assert replayed == 3 * 5 * operations  # three calls of `generate`, whose first tokens come from prefill
+
+
+@needs_atb
+@pytest.mark.parametrize("text", ["0", "1,,2", "8", "a", "1,", "-1"])
+def test_sizes_of_graph_launch_mode(
+    npu_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", text)
+    message = f"LLM_BOOST_ATB_GRAPH_LAUNCH is '{text}', expected numbers of sequences .* each from 1 to 4"
+    with pytest.raises(ConfigError, match=message):
+        load(npu_model("llama_f16"), "atb")
+    assert Double().live() == 0
+
+
 # -- Errors ------------------------------------------------------------------------------------------------------------
 
 

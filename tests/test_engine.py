@@ -61,6 +61,7 @@ requests = st.lists(
         st.integers(1, 3),
         st.integers(0, 12),  # steps before it is added
         st.one_of(st.none(), st.integers(0, 10)),  # steps after which it is cancelled
+        st.one_of(st.none(), st.integers(0, 2)),  # the sample that is, or all
         st.booleans(),  # prompt logprobs
     ),
     min_size=1,
@@ -86,15 +87,15 @@ def test_every_request_gets_its_own_tokens(
     collector = Collector(engine)
     added_at: dict[int, int] = {}
     for step in range(40):
-        for request, (prompt, count, n, start, cancel_after, logprobs) in enumerate(plan):
+        for request, (prompt, count, n, start, cancel_after, victim, logprobs) in enumerate(plan):
             if step == start:
                 engine.add(request, prompt, count, n, 0 if logprobs else -1)
                 added_at[request] = step
             if cancel_after is not None and step == start + cancel_after:
-                engine.cancel(request)
+                engine.cancel(request, victim)
         collector.step()
     collector.run()
-    for request, (prompt, count, n, _, cancel_after, logprobs) in enumerate(plan):
+    for request, (prompt, count, n, _, cancel_after, victim, logprobs) in enumerate(plan):
         want = expected_output(engine, prompt, count)
         for sample in range(n):
             got = collector.outputs.get((request, sample), [])
@@ -103,8 +104,9 @@ def test_every_request_gets_its_own_tokens(
             else:
                 assert collector.finished[request, sample] == "abort"
                 assert cancel_after is not None
+                assert victim in (None, sample)
                 assert got == want[: len(got)]
-        if logprobs and cancel_after is None:
+        if logprobs and collector.finished[request, 0] != "abort":
             assert collector.prompt_positions.get(request, []) == list(range(1, len(prompt)))
     stats = engine.stats()
     assert stats["num_running"] == stats["num_waiting"] == 0
@@ -208,6 +210,25 @@ def test_a_cancelled_request_frees_its_blocks_in_the_next_step() -> None:
     engine.step()
     stats = engine.stats()
     assert (stats["num_running"], stats["num_blocks"] - stats["num_free_blocks"]) == (1, 2)
+
+
+def test_one_sample_can_be_cancelled_once_it_has_begun() -> None:
+    engine = _testing.FakeEngine(num_blocks=20, block_size=BLOCK, max_tokens=16, max_sequences=8, max_model_len=64)
+    engine.add(0, [1, 2, 3], 8, 3)
+    collector = Collector(engine)
+    engine.cancel(0, 0)  # its prompt has not been computed, and is that of all three
+    for _ in range(3):
+        collector.step()
+    assert engine.stats()["num_running"] == 3
+    engine.cancel(0, 1)
+    engine.cancel(0, 7)
+    collector.step()
+    stats = engine.stats()
+    assert (stats["num_running"], stats["num_blocks"] - stats["num_free_blocks"]) == (2, 4)
+    collector.run()
+    want = expected_output(engine, [1, 2, 3], 8)
+    assert collector.finished == {(0, 0): "length", (0, 1): "abort", (0, 2): "length"}
+    assert collector.outputs == {(0, 0): want, (0, 1): want[:3], (0, 2): want}
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +20,15 @@ from reference.tiny_models import TINY_SPECS, TinySpec, write_tiny_model
 
 from llm_boost import Model, SamplingParams
 from llm_boost.errors import CheckpointError, ConfigError, RequestError
-from llm_boost.integrations.mindspore import LlamaBoost, LlmBoost, LlmBoostForCausalLM, LlmBoostRegister
+from llm_boost.integrations.mindspore import (
+    LlamaBoost,
+    LlmBoost,
+    LlmBoostConfig,
+    LlmBoostForCausalLM,
+    LlmBoostRegister,
+)
 from llm_boost.integrations.mindspore.step import Step
+from llm_boost.run_config.sections import ModelConfigSection
 
 SPECS = {name: TINY_SPECS[name] for name in ("llama_mha", "llama_gqa_tied", "qwen2_tied", "llama_f16")}
 
@@ -271,6 +279,8 @@ def test_weights_that_do_not_fit(mha: tuple[TinySpec, dict[str, Any]]) -> None:
 
 WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"max_position_embeddings": 10}, "did you mean 'max_position_embedding'"),
+    "must be empty": ({"quant_config": {"w": 8}}, "quant_config is .*expected None: quantised checkpoints are not"),
+    "of no effect, but wrong": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes', expected True or False"),
     "backend": ({"llm_backend": "BuildInn"}, "did you mean 'BuildIn'"),
     "model": ({"boost_model_name": "Qwen2"}, "did you mean 'Qwen'"),
     "dtype": ({"compute_dtype": "int8"}, "compute_dtype 'int8'"),
@@ -280,6 +290,14 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"extend_method": "YARM"}, "did you mean 'YARN'"),
     "factor": ({"extend_method": "PI", "scaling_factor": "two"}, "factor is 'two'"),
 }
+
+
+def test_every_key_of_a_run_config_is_known() -> None:
+    section = ModelConfigSection
+    names = [item.name for item in fields(section)]
+    assert {item.name for item in fields(LlmBoostConfig)} - set(names) == {"device_id"}
+    LlmBoostConfig(**dict.fromkeys([*names, *section.UNUSED]))
+    assert LlmBoostConfig(auto_map={}, min_new_tokens=3).min_new_tokens == 3
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_CONFIGS.values(), ids=WRONG_CONFIGS)

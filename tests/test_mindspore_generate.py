@@ -42,6 +42,14 @@ def test_generate(network: LlmBoostForCausalLM) -> None:
     ]
 
 
+def test_max_new_tokens_of_the_config(network: LlmBoostForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network.config, "max_new_tokens", 3)
+    assert len(network.generate(PROMPTS[0])[0]) == 8
+    assert len(network.generate(PROMPTS[0], max_length=20)[0]) == 20
+    monkeypatch.setattr(network.config, "max_new_tokens", None)
+    assert len(network.generate(PROMPTS[0])[0]) == 60
+
+
 def test_real_tokens_that_look_like_padding_can_be_kept(network: LlmBoostForCausalLM) -> None:
     array = np.array([[7, 8, PAD, PAD], [7, 8, 9, 10]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from run_config_files import WHOLE_FILE
 
 from llm_boost import ConfigError, load_config
 from llm_boost.run_config.keys import Section, subsections
+from llm_boost.run_config.reader import shipped_configs
 from llm_boost.run_config.resolve import source_of_run
 from llm_boost.run_config.sections import ModelConfigSection, RootSection
 
@@ -28,6 +30,36 @@ def test_shipped_configs_load(name: str) -> None:
     if name != "predict_smollm2_135m_instruct":
         with pytest.raises(ConfigError, match="load_checkpoint is empty; set it, or give --load_checkpoint"):
             source_of_run(run)
+
+
+class TestShippedNames:
+    """Where there is no such file, the name of a shipped config will do."""
+
+    @pytest.mark.parametrize("name", ["predict_llama2_7b", "predict_llama2_7b.yaml"])
+    def test_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert load_config(name).path.read_bytes() == (ROOT / "configs" / "predict_llama2_7b.yaml").read_bytes()
+        Path(name).write_text("model: {model_config: {num_layers: 5}}")
+        assert load_config(name).model.model_config.num_layers == 5  # a file goes first
+
+    def test_every_config_of_the_repository_is_in_the_package(self) -> None:
+        assert {path.name for path in shipped_configs().values()} == {p.name for p in (ROOT / "configs").iterdir()}
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (
+                "predict_llama_7b",
+                "predict_llama_7b: is not a file; unknown shipped run config 'predict_llama_7b'; did you",
+            ),
+            ("configs2/predict_llama2_7b.yaml", "does not exist; give a file, or one of predict_llama2_7b, "),
+            ("predict_llama2_7b.txt", "does not exist; give a file, or one of"),
+        ],
+    )
+    def test_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load_config(name)
 
 
 def test_whole_mindformers_file(tmp_path: Path) -> None:

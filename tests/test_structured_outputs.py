@@ -77,6 +77,20 @@ class TestForms:
         mixed = model.generate(["abc", *["x"] * 7], [constrained, *[free] * 7])
         assert mixed[0].outputs[0].token_ids == alone
 
+    def test_a_sample_that_a_stop_string_ends_is_computed_no_further(self, model: Model) -> None:
+        """Constrained samples wait for their masks, so that the engine is never ahead of the text."""
+        form = StructuredOutputsParams(regex="[ab]{60}")
+        params = SamplingParams(n=2, temperature=1, seed=5, max_tokens=60, stop=["a"], structured_outputs=form)
+        num_running: list[int] = []
+        ended = None
+        for piece in model.stream("x", params):
+            if ended is not None and ended != piece.index:  # the first may have come before the end
+                num_running.append(model.stats()["num_running"])
+            elif piece.finish_reason is not None:
+                ended = piece.index
+        assert len(num_running) > 3
+        assert set(num_running[1:-1]) == {1}
+
     def test_a_stream_ended_early_leaves_nothing(self, model: Model) -> None:
         stream = model.stream("abc", SamplingParams(structured_outputs={"regex": "[a-z]{300}"}, max_tokens=400))
         next(stream)

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/convert.h"
 #include "base/error.h"
 #include "model/model.h"
 #include "model/weights.h"
@@ -120,11 +121,29 @@ void bind_weights(py::module_& m) {
           "copied. Raises CheckpointError.");
 }
 
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::int64_t convert_elements(const Bytes& source, std::string_view from, Bytes& target, std::string_view to) {
+  const DType stored = parse_dtype(from, "dtype"), wanted = parse_dtype(to, "dtype");
+  const auto count = source.size() / static_cast<py::ssize_t>(size_bytes(stored));
+  LB_CHECK(source.size() == count * static_cast<py::ssize_t>(size_bytes(stored)) &&
+               target.size() == count * static_cast<py::ssize_t>(size_bytes(wanted)),
+           source.size(), " bytes of ", from, " into ", target.size(), " of ", to);
+  const auto* in = reinterpret_cast<const std::byte*>(source.data());
+  auto* out = reinterpret_cast<std::byte*>(target.mutable_data());
+  const py::gil_scoped_release release;
+  return convert(stored, in, count, wanted, out);
+}
+
 }  // namespace
 
 void bind_model_records(py::module_& m) {
   bind_config(m);
   bind_weights(m);
+  m.def("convert_elements", &convert_elements, "source"_a.noconvert(), "dtype"_a, "target"_a.noconvert(),
+        "target_dtype"_a,
+        "Converts the elements that the bytes are, to nearest; gives the index of the first finite one that became "
+        "infinite, or -1.");
 }
 
 }  // namespace lb

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -187,8 +188,12 @@ void bind_model(py::module_& m) {
           },
           "request"_a, "sample"_a, "mask"_a, "Gives the mask of a sample's next token. Raises RequestError.")
       .def(
-          "cancel", [](LoadedModel& model, lb::RequestId id) { model.loop().cancel(id); }, "request"_a,
-          py::call_guard<py::gil_scoped_release>(), "Ends a request; its last events still come.")
+          "cancel",
+          [](LoadedModel& model, lb::RequestId id, std::optional<std::int32_t> sample) {
+            model.loop().cancel(id, sample);
+          },
+          "request"_a, "sample"_a = py::none(), py::call_guard<py::gil_scoped_release>(),
+          "Ends a request, or one sample of it that has given a token; their last events still come.")
       .def(
           "cancel_all",
           [](LoadedModel& model, std::shared_ptr<lb::OutputQueue> queue) { model.loop().cancel_all(std::move(queue)); },

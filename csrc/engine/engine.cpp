@@ -72,15 +72,17 @@ std::uint64_t Engine::random_seed() {
   return high << 32 ^ half();
 }
 
-void Engine::cancel(RequestId id) { cancelled_.insert(id); }
+void Engine::cancel(RequestId id, std::optional<std::int32_t> sample) { cancelled_.emplace(id, sample); }
 
 bool Engine::drop_cancelled(StepOutput& output) {
   if (cancelled_.empty()) return false;
   scheduler_.remove_if([&](const Sequence& sequence) {
-    if (!cancelled_.contains(sequence.request->id)) return false;
+    const RequestId id = sequence.request->id;
+    const bool alone = sequence.forks == 0 && cancelled_.contains({id, sequence.sample});
+    if (!alone && !cancelled_.contains({id, std::nullopt})) return false;
     for (std::int32_t i = 0; i <= sequence.forks; ++i) {  // samples not split off yet end with it
       TokenEvent& event = output.events.emplace_back();
-      event.request = sequence.request->id;
+      event.request = id;
       event.sample = sequence.sample + i;
       event.finish = FinishReason::kCancelled;
     }

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
-#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -56,9 +58,9 @@ class Engine {
   void add(Request request);
   // Gives the mask of the next token of a constrained sample. Ignored when the sample has ended.
   void set_token_mask(RequestId id, std::int32_t sample, TokenMask mask);
-  // Ends a request; its samples give a last event in the next step. Unknown ids are ignored: the request may just have
-  // ended.
-  void cancel(RequestId id);
+  // Ends a request, or one sample of it that has given a token; they give a last event in the next step. Unknown ones
+  // are ignored: they may just have ended.
+  void cancel(RequestId id, std::optional<std::int32_t> sample = {});
 
   // Computes one step. Returns false, with nothing in `output`, when there is nothing to do. After an exception of the
   // backend all requests are gone; the engine can be used again if the backend can.
@@ -110,7 +112,7 @@ class Engine {
   StepPlan plan_;
   Batch batch_;
   std::vector<Choice> choices_;
-  std::unordered_set<RequestId> cancelled_;  // since the last step
+  std::set<std::pair<RequestId, std::optional<std::int32_t>>> cancelled_;  // since the last step
   std::int64_t prompt_tokens_ = 0;
   std::int64_t output_tokens_ = 0;
   std::int64_t num_steps_ = 0;

@@ -103,8 +103,8 @@ void EngineLoop::set_token_mask(RequestId id, std::int32_t sample, TokenMask mas
   post([this, id, sample, mask = std::move(mask)]() mutable { engine_->set_token_mask(id, sample, std::move(mask)); });
 }
 
-void EngineLoop::cancel(RequestId id) {
-  post([this, id] { engine_->cancel(id); });
+void EngineLoop::cancel(RequestId id, std::optional<std::int32_t> sample) {
+  post([this, id, sample] { engine_->cancel(id, sample); });
 }
 
 void EngineLoop::cancel_all(std::shared_ptr<OutputQueue> queue) {

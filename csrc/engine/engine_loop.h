@@ -8,6 +8,7 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -55,8 +56,8 @@ class EngineLoop {
   // Gives the mask of the next token of a sample whose request was submitted with one. Throws RequestError for a mask
   // that allows nothing.
   void set_token_mask(RequestId id, std::int32_t sample, TokenMask mask);
-  // Ends a request, or all requests of a queue. Their last events still come.
-  void cancel(RequestId id);
+  // Ends a request, one sample of it (see Engine::cancel()), or all requests of a queue. Their last events still come.
+  void cancel(RequestId id, std::optional<std::int32_t> sample = {});
   void cancel_all(std::shared_ptr<OutputQueue> queue);
   // Runs one batch of the caller's own scheduling; see Engine::forward().
   void forward(const StepBatch& batch, std::span<float> logits);

@@ -138,8 +138,8 @@ class LoadedModel:
     def set_token_mask(self, request: int, sample: int, mask: bytes) -> None:
         """Gives the mask of a sample's next token. Raises RequestError."""
 
-    def cancel(self, request: int) -> None:
-        """Ends a request; its last events still come."""
+    def cancel(self, request: int, sample: int | None = None) -> None:
+        """Ends a request, or one sample of it that has given a token; their last events still come."""
 
     def cancel_all(self, queue: OutputQueue) -> None:
         """Ends all requests of a queue."""
@@ -182,3 +182,8 @@ def usable_threads() -> int:
 
 def isa_levels() -> list[str]:
     """Instruction set levels of this machine, best first."""
+
+def convert_elements(
+    source: npt.NDArray[np.uint8], dtype: str, target: npt.NDArray[np.uint8], target_dtype: str
+) -> int:
+    """Converts the elements that the bytes are; gives the index of the first finite one that became infinite, or -1."""

@@ -124,7 +124,10 @@ class RunningRequest:
         self.queue_seconds = event.queue_seconds
         if sample.constraint is not None and event.token >= 0 and not event.finish_reason:
             self._core.set_token_mask(event.request, event.sample, sample.constraint.next_mask(event.token))
-        return self._advance(sample, event)
+        piece = self._advance(sample, event)
+        if piece.finish_reason is not None and not event.finish_reason:  # by a stop string, which the core cannot see
+            self._core.cancel(event.request, event.sample)
+        return piece
 
     def _advance(self, sample: _Sample, event: _core.TokenEvent) -> TextPiece:
         text = ""

@@ -293,8 +293,6 @@ class BatchRunner:
         except LlmBoostError as error:
             self._forget(job)
             return self._failure(job.line, job.custom_id, error)
-        if request.finished and not event.finish_reason:  # by a stop string: the core need not go on
-            self._model.core.cancel(event.request)
         if not all(request.finished for request in job.requests):
             return None
         self._forget(job)

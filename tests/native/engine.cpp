@@ -115,7 +115,7 @@ class FakeEngine {
     engine_->set_token_mask(id, sample, mask);
   }
 
-  void cancel(RequestId id) { engine_->cancel(id); }
+  void cancel(RequestId id, std::optional<std::int32_t> sample) { engine_->cancel(id, sample); }
   void fail_next() { program_->fail_next(); }
 
   // (more to do, [(request, sample, token, prompt_position, finish_reason)])
@@ -192,7 +192,7 @@ void bind_engine(py::module_& m) {
       .def("add", &FakeEngine::add, "request"_a, "prompt"_a, "max_tokens"_a, "n"_a = 1, "prompt_logprobs"_a = -1,
            "mask"_a = TokenMask{})
       .def("set_token_mask", &FakeEngine::set_token_mask)
-      .def("cancel", &FakeEngine::cancel)
+      .def("cancel", &FakeEngine::cancel, "request"_a, "sample"_a = py::none())
       .def("fail_next", &FakeEngine::fail_next)
       .def("step", &FakeEngine::step)
       .def("next", &FakeEngine::next)

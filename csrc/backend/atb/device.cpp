@@ -3,6 +3,7 @@
 #include <map>
 #include <mutex>
 
+#include "backend/atb/graph_launch.h"
 #include "backend/atb/status.h"
 #include "base/error.h"
 #include "base/memory.h"
@@ -66,12 +67,31 @@ std::string soc_name() {
 Device::Device(std::int32_t id) : id_(id), use_(id), soc_(soc_name()) {
   try {
     check_acl(aclrtCreateStream(&stream_), "aclrtCreateStream", cat("device ", id));
-    check_atb(atb::CreateContext(&context_), "CreateContext", cat("device ", id));
-    check_atb(context_->SetExecuteStream(stream_), "SetExecuteStream", cat("device ", id));
+    make_context(context_);
   } catch (...) {
     release();
     throw;
   }
+}
+
+void Device::make_context(atb::Context*& context) const {
+  check_atb(atb::CreateContext(&context), "CreateContext", cat("device ", id_));
+  check_atb(context->SetExecuteStream(stream_), "SetExecuteStream", cat("device ", id_));
+}
+
+atb::Context* Device::graph_context() {
+  if (graph_context_ == nullptr) {
+    atb::Context* context = nullptr;
+    try {
+      make_context(context);
+      use_graph_launch(*context);
+    } catch (...) {
+      if (context != nullptr) static_cast<void>(atb::DestroyContext(context));
+      throw;
+    }
+    graph_context_ = context;
+  }
+  return graph_context_;
 }
 
 Device::~Device() {
@@ -81,7 +101,9 @@ Device::~Device() {
 
 void Device::release() noexcept {
   if (stream_ != nullptr) static_cast<void>(aclrtDestroyStream(stream_));
-  if (context_ != nullptr) static_cast<void>(atb::DestroyContext(context_));
+  for (atb::Context* context : {graph_context_, context_}) {
+    if (context != nullptr) static_cast<void>(atb::DestroyContext(context));
+  }
 }
 
 void Device::bind_thread() const { check_acl(aclrtSetDevice(id_), "aclrtSetDevice", cat("device ", id_)); }

@@ -37,8 +37,8 @@ std::pair<std::int64_t, std::int64_t> device_memory();
 // The chip's name, such as Ascend910B2.
 std::string soc_name();
 
-// One NPU as this process uses it. ATB's context takes some 500 MB on host and device, so there is one a device, and
-// one thread at a time may use it.
+// One NPU as this process uses it. ATB's context takes some 500 MB on host and device, so there is one a device (and
+// one for graph launch mode, if asked for), and one thread at a time may use it.
 class Device {
  public:
   explicit Device(std::int32_t id);
@@ -51,6 +51,8 @@ class Device {
   const std::string& soc() const { return soc_; }
   aclrtStream stream() const { return stream_; }
   atb::Context* context() const { return context_; }
+  // A second context, in graph launch mode; made when it is first asked for. Throws BackendError.
+  atb::Context* graph_context();
   // Waits for everything on the stream; kernels that failed are reported here.
   void synchronize(std::string_view subject) const;
   // Copies on the stream.
@@ -59,6 +61,7 @@ class Device {
   void copy(void* target, std::size_t room, const void* source, std::size_t bytes, std::string_view subject) const;
 
  private:
+  void make_context(atb::Context*& context) const;
   void release() noexcept;
 
   const std::int32_t id_;
@@ -66,6 +69,7 @@ class Device {
   std::string soc_;
   aclrtStream stream_ = nullptr;
   atb::Context* context_ = nullptr;
+  atb::Context* graph_context_ = nullptr;
 };
 
 // A stream beside the device's own, for loading.

@@ -28,11 +28,14 @@ void Executor::stop() noexcept {
   worker_.join();
 }
 
-std::uint64_t Executor::set_up(Launch& launch) {
-  std::uint64_t bytes = 0;
-  check_atb(launch.operation->Setup(launch.tensors, bytes, device_.context()), "Setup", launch.name);
-  if (bytes > static_cast<std::uint64_t>(workspace_.size())) grow(bytes, launch);
-  return bytes;
+atb::Context* Executor::context_of(const Launch& launch) const {
+  return launch.context == nullptr ? device_.context() : launch.context;
+}
+
+// In graph launch mode only the first Setup says how much workspace the operation takes.
+void Executor::set_up(Launch& launch) {
+  check_atb(launch.operation->Setup(launch.tensors, launch.workspace_bytes, context_of(launch)), "Setup", launch.name);
+  if (launch.workspace_bytes > static_cast<std::uint64_t>(workspace_.size())) grow(launch.workspace_bytes, launch);
 }
 
 // Kernels that were launched may still use the old workspace.
@@ -44,23 +47,23 @@ void Executor::grow(std::uint64_t bytes, const Launch& launch) {
   workspace_ = DeviceMemory(round_up(static_cast<std::int64_t>(bytes), kStep), "the workspace");
 }
 
-int Executor::execute(const Item& item) const {
-  return item.launch->operation->Execute(item.launch->tensors, reinterpret_cast<std::uint8_t*>(workspace_.data()),
-                                         item.workspace_bytes, device_.context());
+int Executor::execute(const Launch& launch) const {
+  return launch.operation->Execute(launch.tensors, reinterpret_cast<std::uint8_t*>(workspace_.data()),
+                                   launch.workspace_bytes, context_of(launch));
 }
 
 void Executor::prepare(Launch& launch) { set_up(launch); }
 
 void Executor::run(Launch& launch) {
-  const std::uint64_t bytes = set_up(launch);
+  set_up(launch);
   if (!launch.was_launched) {
     finish();
-    check_atb(execute({&launch, bytes}), "Execute", launch.name);
+    check_atb(execute(launch), "Execute", launch.name);
     launch.was_launched = true;
     return;
   }
   wait_for(launched_, num_queued_ + 1 - kPlaces);
-  items_[num_queued_ % kPlaces] = {&launch, bytes};
+  launches_[num_queued_ % kPlaces] = &launch;
   queued_.store(++num_queued_, std::memory_order_release);
   queued_.notify_all();
 }
@@ -85,10 +88,10 @@ void Executor::work() {
   for (std::uint32_t next = 0;; ++next) {
     wait_for(queued_, next + 1);
     if (stopping_) return;
-    const Item& item = items_[next % kPlaces];
+    const Launch& launch = *launches_[next % kPlaces];
     if (failed_ == nullptr) {
-      failure_ = execute(item);
-      if (failure_ != 0) failed_ = item.launch;
+      failure_ = execute(launch);
+      if (failure_ != 0) failed_ = &launch;
     }
     launched_.store(next + 1, std::memory_order_release);
     launched_.notify_all();

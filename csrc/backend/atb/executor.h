@@ -21,6 +21,8 @@ struct Launch {
   std::string name;  // for messages
   OperationPtr operation;
   atb::VariantPack tensors;
+  atb::Context* context = nullptr;  // the device's own where it is not set
+  std::uint64_t workspace_bytes = 0;
   bool was_launched = false;
 };
 
@@ -44,21 +46,18 @@ class Executor {
   std::int64_t workspace_bytes() const { return workspace_.size(); }
 
  private:
-  struct Item {
-    Launch* launch = nullptr;
-    std::uint64_t workspace_bytes = 0;
-  };
   static constexpr std::uint32_t kPlaces = 64;
 
   void stop() noexcept;
-  std::uint64_t set_up(Launch& launch);
+  atb::Context* context_of(const Launch& launch) const;
+  void set_up(Launch& launch);
   void grow(std::uint64_t bytes, const Launch& launch);
-  int execute(const Item& item) const;
+  int execute(const Launch& launch) const;
   void work();
 
   const Device& device_;
   DeviceMemory workspace_;  // shared by all operations: they run one after another
-  std::array<Item, kPlaces> items_;
+  std::array<const Launch*, kPlaces> launches_{};
   bool stopping_ = false;
   std::uint32_t num_queued_ = 0;  // of the caller alone
   // The worker's first failure, until finish() takes it.

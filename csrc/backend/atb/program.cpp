@@ -46,6 +46,9 @@ AtbProgram::AtbProgram(const ModelGraph& graph, const WeightLookup& weights, con
       options_(options),
       target_(target),
       plan_(plan_model(graph, target, options)),
+      graph_sizes_(graph_launch_sizes(options)),
+      num_blocks_(options.num_blocks + (graph_sizes_.empty() ? 0 : 1)),
+      padded_(options, options.num_blocks),
       inputs_(options_, slab_),
       agreement_(target_, slab_),
       executor_(device) {
@@ -88,15 +91,15 @@ void AtbProgram::plan_memory(const ModelGraph& graph) {
   extents_[Symbol::kSequences] = options_.max_sequences;
   extents_[Symbol::kRows] = options_.max_logit_rows;
   extents_[Symbol::kContext] = 0;
-  extents_[Symbol::kBlocks] = options_.num_blocks;
+  extents_[Symbol::kBlocks] = num_blocks_;
   extents_[Symbol::kTable] = options_.max_blocks;
   extents_[Symbol::kPositions] = graph.rope.num_positions;
   extents_[Symbol::kBlockSize] = options_.block_size;
   const auto add = [this](const Tensor& tensor) { return slab_.add(size_bytes(tensor, extents_)); };
   block_bytes_ = lb::npu::block_bytes(graph, target_, options_.block_size) / (2 * plan_.num_layers);
   for (std::int64_t layer = 0; layer < plan_.num_layers; ++layer) {
-    places_.keys.push_back(slab_.add(block_bytes_ * options_.num_blocks));
-    places_.values.push_back(slab_.add(block_bytes_ * options_.num_blocks));
+    places_.keys.push_back(slab_.add(block_bytes_ * num_blocks_));
+    places_.values.push_back(slab_.add(block_bytes_ * num_blocks_));
   }
   for (std::size_t i = 0; i < 2; ++i) {
     places_.hidden[i] = add(output_of(any.rest, Feed::kHidden));
@@ -143,7 +146,7 @@ void AtbProgram::upload_constants(const ModelGraph& graph) {
 // over the caches, which lie side by side, by copies that double.
 void AtbProgram::clear_cache() {
   const std::int64_t begin = places_.keys.front();
-  const std::int64_t end = places_.values.back() + block_bytes_ * options_.num_blocks;
+  const std::int64_t end = places_.values.back() + block_bytes_ * num_blocks_;
   std::int64_t cleared = std::min(end - begin, std::int64_t{1} << 20);
   upload_bytes(begin, std::vector<std::byte>(static_cast<std::size_t>(cleared)), "the KV cache");
   while (cleared < end - begin) {
@@ -206,16 +209,31 @@ void AtbProgram::make_operations() {
   bind(head_rows_, plan_.head_rows, head_weights_, plan_.num_layers, Phase::kDecode, "the head");
   check_outputs(plan_.embed, *embed_.launch.operation, extents_);
   check_outputs(plan_.head_rows, *head_rows_.launch.operation, extents_);
-  for (const Phase phase : plan_.phases) {
-    const LayerPlans& plans = plan_.layers[static_cast<std::size_t>(phase)];
-    std::vector<BoundLaunch>& launches = layers_[static_cast<std::size_t>(phase)];
-    launches = std::vector<BoundLaunch>(static_cast<std::size_t>(plan_.num_layers));
-    for (std::size_t layer = 0; layer < launches.size(); ++layer) {
-      const GraphPlan& plan = layer == 0 ? plans.first : plans.rest;
-      bind(launches[layer], plan, layer_weights_[layer], static_cast<std::int64_t>(layer), phase,
-           cat("layer ", layer, " (", to_string(phase), ")"));
-      if (layer < 2) check_outputs(plan, *launches[layer].launch.operation, extents_);
-    }
+  for (const Phase phase : plan_.phases) bind_layers(layers_[static_cast<std::size_t>(phase)], phase);
+  make_graph_steps();
+}
+
+void AtbProgram::bind_layers(std::vector<BoundLaunch>& launches, Phase phase) {
+  const LayerPlans& plans = plan_.layers[static_cast<std::size_t>(phase)];
+  launches = std::vector<BoundLaunch>(static_cast<std::size_t>(plan_.num_layers));
+  for (std::size_t layer = 0; layer < launches.size(); ++layer) {
+    const GraphPlan& plan = layer == 0 ? plans.first : plans.rest;
+    bind(launches[layer], plan, layer_weights_[layer], static_cast<std::int64_t>(layer), phase,
+         cat("layer ", layer, " (", to_string(phase), ")"));
+    if (layer < 2) check_outputs(plan, *launches[layer].launch.operation, extents_);
+  }
+}
+
+void AtbProgram::make_graph_steps() {
+  graph_steps_ = std::vector<GraphStep>(graph_sizes_.size());
+  for (std::size_t i = 0; i < graph_sizes_.size(); ++i) {
+    GraphStep& step = graph_steps_[i];
+    step.size = graph_sizes_[i];
+    bind(step.embed, plan_.embed, embed_weights_, /*layer=*/1, Phase::kDecode, "the embedding");
+    bind_layers(step.layers, Phase::kDecode);
+    bind(step.head, plan_.head, head_weights_, plan_.num_layers, Phase::kDecode, "the head");
+    step.embed.launch.context = step.head.launch.context = device_.graph_context();
+    for (BoundLaunch& layer : step.layers) layer.launch.context = device_.graph_context();
   }
 }
 
@@ -319,6 +337,13 @@ std::span<const float> AtbProgram::run(const StepBatch& batch) {
   return guarded([&] { return run_step(batch); });
 }
 
+AtbProgram::GraphStep* AtbProgram::graph_step_for(const StepBatch& batch, Phase phase) {
+  if (phase != Phase::kDecode || !PaddedStep::fits(batch)) return nullptr;
+  const auto fits = [&](const GraphStep& step) { return step.size >= std::ssize(batch.context_len); };
+  const auto found = std::ranges::find_if(graph_steps_, fits);
+  return found == graph_steps_.end() ? nullptr : &*found;
+}
+
 std::span<const float> AtbProgram::run_step(const StepBatch& batch) {
   const Clock::time_point start = Clock::now();
   const bool has_prefix = !layers_[static_cast<std::size_t>(Phase::kPrefix)].empty();
@@ -329,31 +354,36 @@ std::span<const float> AtbProgram::run_step(const StepBatch& batch) {
                            " cannot compute several tokens after cached ones; use a "
                            "max_num_batched_tokens of at least max_model_len, and no prefix caching"));
   }
-  inputs_.assemble(batch, phase, target_.dtype, device_, extents_);
+  GraphStep* graph = graph_step_for(batch, phase);
+  inputs_.assemble(graph == nullptr ? batch : padded_.pad(batch, graph->size), phase, target_.dtype, device_, extents_);
   seconds_[0] += seconds_since(start);
 
   const Clock::time_point launching = Clock::now();
-  launch(embed_);
-  for (BoundLaunch& layer : layers) launch(layer);
-  if (!batch.logit_rows.empty()) launch(batch.logit_rows.size() == batch.token_ids.size() ? head_ : head_rows_);
+  launch(graph == nullptr ? embed_ : graph->embed);
+  for (BoundLaunch& layer : graph == nullptr ? layers : graph->layers) launch(layer);
+  if (graph != nullptr) {
+    launch(graph->head);
+  } else if (!batch.logit_rows.empty()) {
+    launch(batch.logit_rows.size() == batch.token_ids.size() ? head_ : head_rows_);
+  }
   executor_.finish();
   seconds_[1] += seconds_since(launching);
-  return batch.logit_rows.empty() ? std::span<const float>() : take_logits(batch);
+  return batch.logit_rows.empty() ? std::span<const float>() : take_logits(batch.logit_rows.size());
 }
 
-std::span<const float> AtbProgram::take_logits(const StepBatch& batch) {
+std::span<const float> AtbProgram::take_logits(std::size_t count) {
   const Clock::time_point start = Clock::now();
-  const auto num_rows = static_cast<std::int64_t>(batch.logit_rows.size());
+  const auto num_rows = static_cast<std::int64_t>(count);
   const Tensor& tensor = output_of(plan_.head_rows, Feed::kLogits);
-  const std::int64_t bytes = size_bytes(tensor, extents_);
-  const std::int64_t width = bytes / num_rows / size_bytes(tensor.element);  // with several ranks, V rounded up
+  const std::int64_t row_bytes =
+      size_bytes(tensor, extents_) / extents_[Symbol::kRows];  // with several ranks, V rounded up
+  const std::int64_t bytes = num_rows * row_bytes;
   device_.download(logits_staging_.data(), static_cast<std::size_t>(logits_staging_.size()), slab_.at(places_.logits),
                    static_cast<std::size_t>(bytes), "the logits");
   device_.synchronize("a step");
   inputs_.synchronized();
   const auto widen = [&](std::int64_t row) {
-    to_floats(target_.dtype, logits_staging_.data() + row * width * size_bytes(tensor.element), vocab_size_,
-              logits_.data() + row * vocab_size_);
+    to_floats(target_.dtype, logits_staging_.data() + row * row_bytes, vocab_size_, logits_.data() + row * vocab_size_);
   };
   if (num_rows < 4) {  // not worth waking the team
     for (std::int64_t row = 0; row < num_rows; ++row) widen(row);
@@ -392,7 +422,7 @@ std::vector<Program::StepTime> AtbProgram::take_step_times() {
 }
 
 Program::Memory AtbProgram::memory() const {
-  const std::int64_t cache = 2 * plan_.num_layers * block_bytes_ * options_.num_blocks;
+  const std::int64_t cache = 2 * plan_.num_layers * block_bytes_ * num_blocks_;
   return {.weights = weights_.bytes(),
           .cache = cache,
           .arena = slab_.size() - weights_.bytes() - cache + executor_.workspace_bytes()};

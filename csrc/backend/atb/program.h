@@ -11,6 +11,7 @@
 #include "backend/atb/agreement.h"
 #include "backend/atb/device.h"
 #include "backend/atb/executor.h"
+#include "backend/atb/graph_launch.h"
 #include "backend/atb/model_plan.h"
 #include "backend/atb/step_inputs.h"
 #include "backend/atb/weights.h"
@@ -44,6 +45,13 @@ class AtbProgram final : public Program {
     Launch launch;
     std::vector<Moving> moving;
   };
+  // The operations of a decode step of `size` sequences, in graph launch mode.
+  struct GraphStep {
+    std::int64_t size = 0;
+    BoundLaunch embed;
+    std::vector<BoundLaunch> layers;
+    BoundLaunch head;
+  };
   // Offsets in the slab.
   struct Places {
     std::vector<std::int64_t> keys;  // a layer
@@ -65,13 +73,16 @@ class AtbProgram final : public Program {
   void make_operations();
   void bind(BoundLaunch& bound, const GraphPlan& plan, const std::vector<std::size_t>& weights, std::int64_t layer,
             Phase phase, const std::string& name);
+  void bind_layers(std::vector<BoundLaunch>& launches, Phase phase);
+  void make_graph_steps();
   std::byte* address(const Tensor& tensor, const std::vector<std::size_t>& weights, std::int64_t layer, Phase phase,
                      bool is_output) const;
   void reserve_workspace();
   void refresh(BoundLaunch& bound);
   void launch(BoundLaunch& bound);
+  GraphStep* graph_step_for(const StepBatch& batch, Phase phase);
   std::span<const float> run_step(const StepBatch& batch);
-  std::span<const float> take_logits(const StepBatch& batch);
+  std::span<const float> take_logits(std::size_t count);
   template <class F>
   auto guarded(F&& f) -> decltype(f());
 
@@ -80,6 +91,9 @@ class AtbProgram final : public Program {
   const ProgramOptions options_;
   const Target target_;
   const ModelPlan plan_;
+  const std::vector<std::int64_t> graph_sizes_;
+  const std::int64_t num_blocks_;  // with one to spare where steps are padded
+  PaddedStep padded_;
   std::int64_t vocab_size_ = 0;
   std::int64_t block_bytes_ = 0;  // of keys, or values, of one layer
 
@@ -100,6 +114,7 @@ class AtbProgram final : public Program {
   std::array<std::vector<BoundLaunch>, kNumPhases> layers_;
   BoundLaunch head_;
   BoundLaunch head_rows_;
+  std::vector<GraphStep> graph_steps_;  // by size
 
   std::thread::id bound_thread_;
   std::string broken_;  // why the program cannot be used any more

@@ -20,6 +20,12 @@ SLICE_BYTES = 512 << 20
 # Names, shapes and offsets take less than this for each tensor, in every format.
 _HEADER_BYTES = 1024
 
+# Chunks that are in use at a time: one is written while the next is made.
+VALID_CHUNKS = 2
+# With each call. For larger ones, file systems look for larger pages in the cache, which may take three times as long;
+# cp writes so much too.
+_WRITE_BYTES = 256 << 10
+
 Buffer = bytes | bytearray | memoryview
 _SAFETENSORS_TYPES = {ours: theirs for theirs, ours in safetensors_file.DTYPES.items()}
 _MINDSPORE_TYPES = {ours: theirs for theirs, ours in mindspore_file.DTYPES.items()}
@@ -58,7 +64,8 @@ def write_safetensors(
     Args:
         file: Where to.
         tensors: What the file will hold.
-        contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`.
+        contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`. The last
+            `VALID_CHUNKS` must be valid.
         bar: Is updated by the bytes written.
         title: The framework whose conventions the names and shapes follow.
 
@@ -77,9 +84,7 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors are to be aligned to 8 bytes
     file.write(len(text).to_bytes(8, "little") + text)
-    for chunk in _checked(tensors, contents):
-        file.write(chunk)
-        bar.update(len(chunk))
+    _write_all(file, _checked(tensors, contents), bar)
 
 
 def write_mindspore(
@@ -94,7 +99,8 @@ def write_mindspore(
     Args:
         file: Where to.
         tensors: What the file will hold.
-        contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`.
+        contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`. The last
+            `VALID_CHUNKS` must be valid.
         bar: Is updated by the bytes written.
         slice_bytes: Tensors with more bytes are cut into so large values.
 
@@ -102,13 +108,26 @@ def write_mindspore(
         OSError: The file cannot be written.
     """
     checksum = 0
-    with ThreadPoolExecutor(max_workers=1) as pool:  # the checksum takes as long as the write, on another core
+
+    def parts() -> Iterator[Buffer]:
+        nonlocal checksum
         for part in _mindspore_parts(tensors, contents, slice_bytes):
-            pending = pool.submit(zlib.crc32, part, checksum)
-            file.write(part)
-            checksum = pending.result()
-            bar.update(len(part))
+            checksum = zlib.crc32(part, checksum)
+            yield part
+
+    _write_all(file, parts(), bar)
     file.write(mindspore_file.CRC_MARK + checksum.to_bytes(mindspore_file.CRC_DIGITS, "big"))
+
+
+def _write_all(file: BinaryIO, parts: Iterator[Buffer], bar: Any) -> None:
+    """Writes all parts, each while a thread makes the next: reads, converts, and adds it to the checksum."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = pool.submit(next, parts, None)
+        while (part := pending.result()) is not None:
+            pending = pool.submit(next, parts, None)
+            for begin in range(0, len(part), _WRITE_BYTES):
+                file.write(part[begin : begin + _WRITE_BYTES])
+            bar.update(len(part))
 
 
 def _mindspore_parts(

@@ -74,7 +74,14 @@ _OVERRIDES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the command's arguments."""
-    parser.add_argument("--config", "--config_path", required=True, type=Path, metavar="YAML", help="the run config")
+    parser.add_argument(
+        "--config",
+        "--config_path",
+        required=True,
+        type=Path,
+        metavar="YAML",
+        help="the run config: a file, or the name of one that comes with llm_boost",
+    )
     parser.add_argument(
         "--predict_data",
         nargs="+",

@@ -47,12 +47,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Keys that matter for training only are accepted and listed in `RunConfig.ignored`.
 
     Args:
-        path: The file.
+        path: The file; or, where there is none, the name of a run config that comes with llm_boost, with or without
+            ``.yaml``.
         overrides: Values to take instead of the file's, by dotted path: ``{"model.model_config.seq_length": 512}``.
 
     Raises:
         ConfigError: The file is not YAML, a key is unknown, or a value is wrong: all problems in one error, each with
             its line and, for unknown keys, the nearest known one.
+
+    Example:
+        >>> load_config("predict_llama2_7b").model.model_config.num_layers
+        32
     """
     nodes = {name: _as_node(value, f"overrides of {path}") for name, value in (overrides or {}).items()}
     return read_run_config(Path(path), nodes)
@@ -60,6 +65,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def read_run_config(path: Path, overrides: Mapping[str, Node]) -> RunConfig:
     """As `load_config`, with values that know what has set them."""
+    path = _find(path)
     root = read_yaml(path)
     for name, node in overrides.items():
         root = _replaced(root, name.split("."), node)
@@ -68,6 +74,22 @@ def read_run_config(path: Path, overrides: Mapping[str, Node]) -> RunConfig:
     if reader.problems:
         raise ConfigError(f"{path}: cannot be used:\n  " + "\n  ".join(reader.problems))
     return RunConfig(path=path, ignored=reader.ignored, places=reader.places, **values)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The run configs that come with llm_boost, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))}
+
+
+def _find(path: Path) -> Path:
+    if path.exists():
+        return path
+    shipped = shipped_configs()
+    if path.parent == Path() and path.suffix in ("", ".yaml"):
+        if path.stem in shipped:
+            return shipped[path.stem]
+        raise ConfigError(f"{path}: is not a file; {unknown_name('shipped run config', path.stem, shipped)}")
+    raise ConfigError(f"{path}: does not exist; give a file, or one of {', '.join(shipped)}")
 
 
 class _Reader:

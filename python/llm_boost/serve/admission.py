@@ -19,14 +19,19 @@ class Admission:
         """Samples that have been admitted and not released."""
         return self._taken
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing at all can be admitted."""
+        return self._taken >= self._capacity
+
     def require_room(self) -> None:
         """Refuses when nothing at all can be admitted; cheaper than reading a body.
 
         Raises:
             ApiError: With status 429.
         """
-        if self._taken >= self._capacity:
-            raise self._full()
+        if self.is_full:
+            raise self.full()
 
     def admit(self, count: int) -> None:
         """Takes in so many samples.
@@ -39,14 +44,15 @@ class Admission:
                 400, f"the request asks for {count} samples, but this server takes at most {self._capacity} at once"
             )
         if self._taken + count > self._capacity:
-            raise self._full()
+            raise self.full()
         self._taken += count
 
     def release(self, count: int) -> None:
         """Lets go of samples that were admitted."""
         self._taken -= count
 
-    def _full(self) -> ApiError:
+    def full(self) -> ApiError:
+        """What a client is told who comes too many."""
         return ApiError(
             429,
             f"the server is full: {self._taken} samples are computed or wait; try again later",

@@ -30,8 +30,9 @@ from llm_boost.serve.engine import AsyncEngine, Generation
 from llm_boost.serve.errors import ApiError, as_api_error
 from llm_boost.serve.generate import GenerateCall
 from llm_boost.serve.metrics import Metrics
-from llm_boost.serve.middleware import HostGuard, KeyGuard, RequestLog
+from llm_boost.serve.middleware import Guard, GuardMiddleware, HostGuard, KeyGuard, RequestLog
 from llm_boost.serve.page import chat_page
+from llm_boost.serve.refusal import Refusals
 from llm_boost.serve.settings import ServerSettings
 from llm_boost.serve.streaming import PING, EventStream, error_response, event, json_response, wait_for_disconnect
 from llm_boost.serve.tokens import detokenize, tokenize
@@ -72,9 +73,11 @@ def create_app(model: Model, settings: ServerSettings) -> Starlette:
             methods=["POST"],
         ),
     ]
+    guards: list[Guard] = []
     middleware = [Middleware(RequestLog)]
     if settings.allowed_hosts:
-        middleware.append(Middleware(HostGuard, hosts=settings.allowed_hosts))
+        guards.append(HostGuard(settings.allowed_hosts))
+        middleware.append(Middleware(GuardMiddleware, guard=guards[-1]))
     if settings.allowed_origins:
         middleware.append(
             Middleware(
@@ -85,7 +88,8 @@ def create_app(model: Model, settings: ServerSettings) -> Starlette:
             )
         )
     if settings.api_key is not None:
-        middleware.append(Middleware(KeyGuard, key=settings.api_key, public=["/health"]))
+        guards.append(KeyGuard(settings.api_key, public=["/health"]))
+        middleware.append(Middleware(GuardMiddleware, guard=guards[-1]))
     app = Starlette(
         routes=routes,
         middleware=middleware,
@@ -93,6 +97,8 @@ def create_app(model: Model, settings: ServerSettings) -> Starlette:
         lifespan=server.lifespan,
     )
     app.state.server = server
+    limited = [route.path for route in routes if "POST" in (route.methods or ())]
+    app.state.refusals = Refusals(server.admission, limited, guards, server.metrics.observe_rejection)
     return app
 
 

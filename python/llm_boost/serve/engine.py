@@ -190,7 +190,7 @@ class AsyncEngine:
                 continue
             self._metrics.observe_piece(request, piece, now)
             if request.finished:
-                self._end(generation, request, event)
+                self._end(generation, request, event.request)
             if generation.streams or generation.unfinished == 0:
                 news.setdefault(generation, []).append((index, piece))
         if news:
@@ -198,12 +198,10 @@ class AsyncEngine:
                 _deliver, [(generation, pieces, generation.unfinished == 0) for generation, pieces in news.items()]
             )
 
-    def _end(self, generation: Generation, request: RunningRequest, event: _core.TokenEvent) -> None:
+    def _end(self, generation: Generation, request: RunningRequest, request_id: int) -> None:
         with self._lock:
-            if self._live.pop(event.request, None) is None:
+            if self._live.pop(request_id, None) is None:
                 return  # cancelled just now, and counted
-        if not event.finish_reason:  # by a stop string: the core need not go on
-            self._core.cancel(event.request)
         generation.unfinished -= 1
         self._metrics.observe_end(request)
 

@@ -12,6 +12,7 @@ import uvicorn
 from llm_boost.model import Model
 from llm_boost.serve.app import Server, create_app
 from llm_boost.serve.middleware import MAX_HEADER_BYTES
+from llm_boost.serve.refusal import RefusingProtocol
 from llm_boost.serve.settings import ServerSettings
 
 _KEEP_ALIVE_SECONDS = 15
@@ -32,7 +33,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # unlike httptools, it limits headers
+                http=RefusingProtocol,  # over h11, which limits headers, unlike httptools
                 ws="none",
                 lifespan="on",
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,  # while they arrive

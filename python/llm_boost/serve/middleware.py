@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,32 +26,54 @@ _PORT = re.compile(r":\d+$")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class Guard(Protocol):
+    """Decides who is let in."""
+
+    def objection(self, path: str, headers: Headers) -> ApiError | None:
+        """Why a request is not let in; None if it is."""
+
+
+class GuardMiddleware:
+    """Lets only those pass whom a guard lets in."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        """Takes the guard."""
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] == "http":
+            error = self._guard.objection(scope["path"], Headers(scope=scope))
+            if error is not None:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class KeyGuard:
-    """Lets only those pass who have the key.
+    """Lets only those in who have the key.
 
     It comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic authentication, which browsers ask for
     when the page is opened.
     """
 
-    def __init__(self, app: ASGIApp, key: str, *, public: Iterable[str]) -> None:
+    def __init__(self, key: str, *, public: Iterable[str]) -> None:
         """Guards every path but the `public` ones."""
-        self._app = app
         self._digest = hashlib.sha256(key.encode()).digest()
         self._public = frozenset(public)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
-        if scope["type"] != "http" or scope["path"] in self._public or self._matches(Headers(scope=scope)):
-            await self._app(scope, receive, send)
-            return
-        scheme = "Basic" if scope["path"] == "/" else "Bearer"
-        error = ApiError(
+    def objection(self, path: str, headers: Headers) -> ApiError | None:
+        """Why a request is not let in; None if it is."""
+        if path in self._public or self._matches(headers):
+            return None
+        scheme = "Basic" if path == "/" else "Bearer"
+        return ApiError(
             401,
             "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
             code="invalid_api_key",
             headers={"WWW-Authenticate": f'{scheme} realm="llm_boost"'},
         )
-        await error_response(error)(scope, receive, send)
 
     def _matches(self, headers: Headers) -> bool:
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
@@ -68,22 +90,18 @@ class KeyGuard:
 
 
 class HostGuard:
-    """Lets only those pass who call the server by a name of its own."""
+    """Lets only those in who call the server by a name of its own."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, hosts: Iterable[str]) -> None:
         """Takes names and addresses, without ports."""
-        self._app = app
         self._hosts = frozenset(host.lower() for host in hosts)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
-        if scope["type"] == "http":
-            host = _PORT.sub("", Headers(scope=scope).get("host", "")).strip("[]").lower()
-            if host not in self._hosts:
-                error = ApiError(421, f"this server is not {ascii(host)[:80]}", code="wrong_host")
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def objection(self, path: str, headers: Headers) -> ApiError | None:
+        """Why a request is not let in; None if it is."""
+        host = _PORT.sub("", headers.get("host", "")).strip("[]").lower()
+        return (
+            None if host in self._hosts else ApiError(421, f"this server is not {ascii(host)[:80]}", code="wrong_host")
+        )
 
 
 class RequestLog:
@@ -97,16 +115,15 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        facts: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:200]}
+        name = request_id(Headers(scope=scope))
+        facts: dict[str, Any] = {"request_id": name, "method": scope["method"], "path": scope["path"][:200]}
         scope.setdefault("state", {})["facts"] = facts
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts["status"] = message["status"]
-                MutableHeaders(raw=message["headers"])["X-Request-Id"] = request_id
+                MutableHeaders(raw=message["headers"])["X-Request-Id"] = name
             await send(message)
 
         try:
@@ -119,3 +136,9 @@ class RequestLog:
             facts["seconds"] = round(time.perf_counter() - started, 4)
             level = logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO
             _log.log(level, "request", extra={"fields": facts})
+
+
+def request_id(headers: Headers) -> str:
+    """What a client calls its request, or a fresh name."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

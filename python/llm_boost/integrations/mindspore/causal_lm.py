@@ -255,11 +255,16 @@ class LlmBoostForCausalLM:
     def _sampling_params(self, options: Mapping[str, Any], prompt_length: int, seed: int | None) -> SamplingParams:
         seq_length = self.config.seq_length
         limit = min(options.get("max_length", self._option(options, "max_decode_length") or seq_length), seq_length)
-        if "max_new_tokens" in options:
-            limit = min(prompt_length + options["max_new_tokens"], seq_length)
+        most = options.get("max_new_tokens")
+        if most is None and "max_length" not in options:
+            most = getattr(self.config, "max_new_tokens", None)
+        if most is not None:
+            limit = min(prompt_length + most, seq_length)
         if limit <= prompt_length:
             raise RequestError(f"a prompt has {prompt_length} tokens, but max_length is {limit}; raise it")
-        least = options.get("min_new_tokens", max(options.get("min_length", 0) - prompt_length, 0))
+        least = max(options.get("min_length", 0) - prompt_length, 0)
+        if "min_length" not in options or "min_new_tokens" in options:
+            least = self._option(options, "min_new_tokens") or least
         values: dict[str, Any] = {"do_sample": bool(self._option(options, "do_sample"))}
         for name in ("temperature", "top_k", "top_p", "repetition_penalty"):
             if (value := self._option(options, name)) is not None:

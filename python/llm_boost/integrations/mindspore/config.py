@@ -14,6 +14,8 @@ from llm_boost._suggest import unknown_name
 from llm_boost.errors import ConfigError
 from llm_boost.integrations.mindspore.rotary import Table
 from llm_boost.rope import METHODS, RopeScaling, read_scaling
+from llm_boost.run_config.keys import Parser
+from llm_boost.run_config.sections import ModelConfigSection
 
 _T = TypeVar("_T")
 
@@ -23,22 +25,6 @@ BACKENDS: Mapping[str, str] = {"BuildIn": "auto", "LLMBoost": "auto", "ATB": "at
 # compute_dtype -> type of activations and of the KV cache. The CPU computes float16 models in float32, which holds all
 # of their numbers.
 _ACTIVATION_DTYPES: Mapping[str, str] = {"bfloat16": "bfloat16", "float16": "float32", "float32": "float32"}
-
-# Keys of the original that say nothing about inference here.
-_UNUSED = (
-    "type",
-    "auto_map",
-    "checkpoint_name_or_path",
-    "emb_dropout_prob",
-    "ignore_token_id",
-    "multiple_of",
-    "offset",
-    "parallel_config",
-    "parallel_optimizer",
-    "use_past_shard",
-)
-# Keys of what is not supported, which must be empty.
-_MUST_BE_EMPTY = ("parallel_decoding_params", "quant_config")
 
 
 @dataclass(slots=True, init=False)
@@ -69,6 +55,8 @@ class LlmBoostConfig:
         need_nz: Weights and cache in the NZ format; None as the chip demands.
         communication_backend: Between devices, "lccl", "hccl" or "".
         device_id: The accelerator.
+        max_new_tokens: Default of `generate`: most tokens of the output; goes before max_decode_length.
+        min_new_tokens: Default of `generate`: least tokens of the output.
     """
 
     llm_backend: str = "BuildIn"
@@ -104,21 +92,33 @@ class LlmBoostConfig:
     need_nz: bool | None = None
     communication_backend: str = ""
     device_id: int = 0
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
 
     def __init__(self, **values: Any) -> None:
-        """Takes the keys of a run YAML's ``model_config``; those that say nothing here are left out.
+        """Takes the keys of a run YAML's ``model_config``, see ``docs/run-configs.md``, and `device_id`.
+
+        Those that are no attributes are checked and left out: they have no effect, or the weights say the same.
 
         Raises:
             ConfigError: A key is unknown, or asks for what is not supported.
         """
-        known = {field.name: field.default for field in fields(type(self))}
-        accepted = [*known, *_UNUSED, *_MUST_BE_EMPTY]
+        known = {item.name: item.default for item in fields(type(self))}
+        others = {item.name: item.metadata["parse"] for item in fields(ModelConfigSection) if item.name not in known}
+        accepted = [*known, *others, *ModelConfigSection.UNUSED]
         if unknown := sorted(values.keys() - {*accepted}):
-            raise ConfigError(unknown_name("key of LlmBoostConfig", unknown[0], accepted))
-        if given := [name for name in _MUST_BE_EMPTY if values.get(name) is not None]:
-            raise ConfigError(f"{given[0]} is {values[given[0]]!r:.40}, which is not supported; leave it out")
+            raise ConfigError(unknown_name("key of LlmBoostConfig", unknown[0], accepted, list_known=False))
+        for name in others.keys() & {name for name, value in values.items() if value is not None}:
+            _check(name, values[name], others[name])
         for name, default in known.items():
             setattr(self, name, values.get(name, default))
+
+
+def _check(name: str, value: object, parse: Parser) -> None:
+    try:
+        parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {value!r:.40}, {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

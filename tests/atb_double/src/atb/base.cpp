@@ -299,11 +299,19 @@ Status OpBase::launch(const atb::VariantPack& pack, uint8_t* workspace) {
   if (stream == nullptr) {
     return refuse(atb::ERROR_INVALID_PARAM, "the context's stream was destroyed");
   }
+  if (context_->captures()) {
+    if (!captured_ && injected("aclmdlRICaptureBegin")) {
+      return atb::ERROR_RT_FAIL;
+    }
+    captured_ = true;
+    if (injected("aclmdlRIExecuteAsync")) {
+      return atb::ERROR_RT_FAIL;
+    }
+  }
   Addresses addresses{addresses_of(pack.inTensors), addresses_of(pack.outTensors), workspace};
   auto enqueue = [stream, program = program_, addresses = std::move(addresses)] {
     stream->enqueue({[program, addresses] { run_program(*program, addresses); }});
   };
-  captured_ = captured_ || context_->captures();
   if (context_->GetExecuteType() == atb::EXECUTE_PRELAUNCH) {
     prelaunched_ = std::move(enqueue);
   } else {
