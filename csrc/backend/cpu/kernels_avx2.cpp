@@ -22,7 +22,7 @@ struct SingleShape {
   static constexpr int kManyRows = 6, kManyVecs = 1;
   static constexpr int kAttentionRows = 6, kAttentionVecs = 1;
 };
-constexpr int kStreamAheadBytes = 8192;
+constexpr int kStreamAheadBytes = 4096;
 
 #include "backend/cpu/kernels_body.inc"
 
