@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -147,10 +146,13 @@ def test_a_checksum_need_not_be_verified(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [write_mindspore, write_safetensors])
 @pytest.mark.parametrize("num_bytes", [7, 9])
-def test_writing_other_bytes_than_announced_is_a_bug(write: Callable[..., None], num_bytes: int) -> None:
+def test_writing_other_bytes_than_announced_is_a_bug(
+    tmp_path: Path, write: Callable[..., None], num_bytes: int
+) -> None:
     outputs = [OutputTensor("a", "float32", (2,))]
-    with pytest.raises(InternalError, match=f"'a' has 8 bytes, but {num_bytes} came"):
-        write(io.BytesIO(), outputs, [[bytes(num_bytes)]], progress_bar(outputs, enabled=False))
+    message = f"'a' has 8 bytes, but {num_bytes} came"
+    with (tmp_path / "x").open("xb") as file, pytest.raises(InternalError, match=message):
+        write(file, outputs, [[bytes(num_bytes)]], progress_bar(outputs, enabled=False))
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +72,20 @@ def by_protobuf(message: bytes) -> list[tuple[str, tuple[int, ...], str, bytes]]
 
 
 @pytest.mark.parametrize("slice_bytes", [5, 16, 1 << 30])
-def test_what_we_write_is_what_protobuf_reads(slice_bytes: int) -> None:
+def test_what_we_write_is_what_protobuf_reads(tmp_path: Path, slice_bytes: int) -> None:
     outputs = [OutputTensor(name, array.dtype.name, array.shape) for name, array in ARRAYS.items()]
-    file = io.BytesIO()
     chunks = ([data[:7], data[7:]] for data in (array.tobytes() for array in ARRAYS.values()))
-    write_mindspore(file, outputs, chunks, progress_bar(outputs, enabled=False), slice_bytes)
-    parsed = CHECKPOINT.FromString(file.getvalue()[:-17])
-    found = by_protobuf(file.getvalue()[:-17])
+    with (tmp_path / "x.ckpt").open("xb") as file:
+        write_mindspore(file, outputs, chunks, progress_bar(outputs, enabled=False), slice_bytes)
+    written = (tmp_path / "x.ckpt").read_bytes()
+    parsed = CHECKPOINT.FromString(written[:-17])
+    found = by_protobuf(written[:-17])
     assert found is not None
     assert [(name, shape, data) for name, shape, _, data in found] == [
         (name, array.shape, array.tobytes()) for name, array in ARRAYS.items()
     ]
     assert all(len(item.tensor.tensor_content) <= slice_bytes for item in parsed.value)
-    assert parsed.SerializeToString() == file.getvalue()[:-17]  # byte for byte what protobuf would have written
+    assert parsed.SerializeToString() == written[:-17]  # byte for byte what protobuf would have written
 
 
 def test_no_mutation_is_read_otherwise_than_protobuf_reads_it(tmp_path: Path) -> None:

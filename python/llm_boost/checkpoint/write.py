@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from llm_boost.checkpoint import mindspore_file, safetensors_file
+from llm_boost.checkpoint.direct import Buffer, DirectWriter
 from llm_boost.checkpoint.tensors import byte_size
 from llm_boost.errors import InternalError
 
@@ -22,11 +24,6 @@ _HEADER_BYTES = 1024
 
 # Chunks that are in use at a time: one is written while the next is made.
 VALID_CHUNKS = 2
-# With each call. For larger ones, file systems look for larger pages in the cache, which may take three times as long;
-# cp writes so much too.
-_WRITE_BYTES = 256 << 10
-
-Buffer = bytes | bytearray | memoryview
 _SAFETENSORS_TYPES = {ours: theirs for theirs, ours in safetensors_file.DTYPES.items()}
 _MINDSPORE_TYPES = {ours: theirs for theirs, ours in mindspore_file.DTYPES.items()}
 
@@ -83,8 +80,7 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors are to be aligned to 8 bytes
-    file.write(len(text).to_bytes(8, "little") + text)
-    _write_all(file, _checked(tensors, contents), bar)
+    _write_all(file, chain([len(text).to_bytes(8, "little") + text], _checked(tensors, contents)), bar)
 
 
 def write_mindspore(
@@ -114,19 +110,18 @@ def write_mindspore(
         for part in _mindspore_parts(tensors, contents, slice_bytes):
             checksum = zlib.crc32(part, checksum)
             yield part
+        yield mindspore_file.CRC_MARK + checksum.to_bytes(mindspore_file.CRC_DIGITS, "big")
 
     _write_all(file, parts(), bar)
-    file.write(mindspore_file.CRC_MARK + checksum.to_bytes(mindspore_file.CRC_DIGITS, "big"))
 
 
 def _write_all(file: BinaryIO, parts: Iterator[Buffer], bar: Any) -> None:
-    """Writes all parts, each while a thread makes the next: reads, converts, and adds it to the checksum."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    """Writes all parts of a new file, each while a thread makes the next: reads, converts, adds to the checksum."""
+    with DirectWriter(file.fileno()) as writer, ThreadPoolExecutor(max_workers=1) as pool:
         pending = pool.submit(next, parts, None)
         while (part := pending.result()) is not None:
             pending = pool.submit(next, parts, None)
-            for begin in range(0, len(part), _WRITE_BYTES):
-                file.write(part[begin : begin + _WRITE_BYTES])
+            writer.write(part)
             bar.update(len(part))
 
 

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from llm_boost import _core
+from llm_boost.checkpoint.direct import Buffer
 from llm_boost.checkpoint.tensors import DTYPE_BYTES, WEIGHT_DTYPES, StoredTensor
-from llm_boost.checkpoint.write import VALID_CHUNKS, Buffer, OutputTensor
+from llm_boost.checkpoint.write import VALID_CHUNKS, OutputTensor
 from llm_boost.errors import CheckpointError
 
 # Small enough that a chunk and its conversion stay in the cache. A multiple of any type.
