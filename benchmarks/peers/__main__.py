@@ -12,12 +12,13 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
 from catalog import MODELS, PEERS, ModelSpec, Peer, tasks_of
 from limits import figures, measure_limits
-from measure import Pair, Store, WorkerError, compare, start_ours, start_peer
+from measure import Pair, Store, WorkerError, alone, compare, start_ours, start_peer
 from prepare import SetupError, convert_model, prepare_model, prepare_peer, python_of
 from table import against_limits, compared, plot
 
@@ -59,16 +60,15 @@ def _measure(arguments: argparse.Namespace, store: Store, pair: Pair, peer: Peer
     if arguments.setup_only or finished:
         return
     logs = home / "logs" / spec.name
-    ours = start_ours(peer, directory, arguments.threads, logs / f"llm_boost-{peer.name}.log")
-    try:
-        python = python_of(home, peer)
-        theirs = start_peer(peer, python, home, model, arguments.threads, logs / f"{peer.name}.log")
-        try:
-            compare(pair, tasks, ours, theirs, store, arguments.rounds, arguments.quietly)
-        finally:
-            theirs.close()
-    finally:
-        ours.close()
+    with ExitStack() as stack:
+        with alone(arguments.quietly):
+            ours = start_ours(peer, directory, arguments.threads, logs / f"llm_boost-{peer.name}.log")
+            stack.callback(ours.close)
+        with alone(arguments.quietly):
+            log = logs / f"{peer.name}.log"
+            theirs = start_peer(peer, python_of(home, peer), home, model, arguments.threads, log)
+            stack.callback(theirs.close)
+        compare(pair, tasks, ours, theirs, store, arguments.rounds, arguments.quietly)
 
 
 def _against_limits(arguments: argparse.Namespace, store: Store, pair: Pair, spec: ModelSpec) -> dict[str, float]:
@@ -93,10 +93,10 @@ def _header(commit: str, threads: int, limits: Limits | None) -> str:
     return text + f"\nMade by `{' '.join(['python', 'benchmarks/peers', *sys.argv[1:]])}`.\n"
 
 
-def _write(arguments: argparse.Namespace, store: Store, text: str, pairs: list[Pair]) -> None:
+def _write(arguments: argparse.Namespace, store: Store, commit: str, text: str, pairs: list[Pair]) -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "peers.md").write_text(text, "utf-8")
-    rows = [row for row in store.rows if row["commit"] == _commit()]
+    rows = [row for row in store.rows if row["commit"] == commit]
     (arguments.results / "peers.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     if pairs:
         try:
@@ -129,10 +129,12 @@ def main() -> int:
             pair = Pair(commit, spec.name, "limits", arguments.threads)
             limits[spec.title] = _against_limits(arguments, store, pair, spec)
     if pairs or limits:
-        text = _header(commit, arguments.threads, find_limits(arguments.threads)) + compared(store, pairs, SPECS)
+        with alone(arguments.quietly):
+            machine = find_limits(arguments.threads)
+        text = _header(commit, arguments.threads, machine) + compared(store, pairs, SPECS)
         if limits:
             text += "\n### Against the machine's limits\n" + against_limits(limits)
-        _write(arguments, store, text, pairs)
+        _write(arguments, store, commit, text, pairs)
         print(text)
     return int(failed)
 

@@ -155,15 +155,17 @@ def compare(
     if not store.of(pair, "greedy"):
         for worker in (ours, theirs):
             store.add(pair, "load", engine=worker.name, seconds=worker.load_seconds)
-        expected, found = ours.greedy(), theirs.greedy()
+        with alone(quietly):
+            expected, found = ours.greedy(), theirs.greedy()
         equal = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), len(found))  # noqa: B905
         margin = ours.margin(expected[:equal], expected[equal], found[equal]) if equal < len(found) else None
         store.add(pair, "greedy", equal=equal, of=len(expected), margin=margin, ours=expected, theirs=found)
     for task in tasks:
         done = sum(row["task"] == task.name for row in store.of(pair, "time"))
-        if done == 0:  # warm up
-            for worker in (ours, theirs):
-                worker.seconds(task, seed=0)
+        if done < rounds:  # warm up
+            with alone(quietly):
+                for worker in (ours, theirs):
+                    worker.seconds(task, seed=0)
         for turn in range(done, rounds):
             with alone(quietly):
                 seconds = [worker.seconds(task, seed=turn + 1) for worker in (ours, theirs)]
