@@ -93,6 +93,7 @@ def test_every_level_has_limits(isa: str) -> None:
     [
         ("gemv", "1x40x64"),
         ("gemm", "5x40x64"),
+        ("gemm", "700x96x64"),  # several blocks of rows
         ("attention", "2x3x20x4x2x16"),
         ("rope", "5x2x16"),
         ("norm", "3x70"),

@@ -80,3 +80,14 @@ def test_available_memory(tmp_path: Path, files: dict[str, str], expected: int) 
 def test_every_member_of_the_pool_works_once_a_job(num_threads: int) -> None:
     sums = _testing.pool_sums(num_threads, 300)
     assert sums == [num_threads * (num_threads - 1) // 2 + num_threads * job for job in range(300)]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 1000])
+def test_every_piece_is_computed_once(num_threads: int, count: int) -> None:
+    for _ in range(20):
+        assert _testing.share_pieces(num_threads, count, -1) == [1] * count
+
+
+def test_a_member_that_does_not_come_is_not_waited_for() -> None:
+    assert _testing.share_pieces(3, 100, 1) == [1] * 100

@@ -156,7 +156,7 @@ def test_checkpoint_and_vocabulary(run: Path, tiny_model: Callable[[str], Path],
     merges = (source / "merges.txt").rename("m.txt")
     assert predict(run, *other, *vocabulary) == 2
     assert predict(run, *other, *vocabulary, "--merges_file", str(merges)) == 0
-    tokenizer = source_of_run(resolved[-1]).tokenizer
+    tokenizer = source_of_run(resolved[-1]).load_tokenizer()
     assert tokenizer is not None
     assert tokenizer.token_to_id("<|im_end|>") is not None
 

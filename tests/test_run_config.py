@@ -294,7 +294,7 @@ def tokenizer_effect(*keys: str) -> Callable[[Callable[[Path, Path], None]], Cal
 
 def tokenizer_of(bare: Path, directory: Path, **keys: Any) -> Any:
     changes = {f"processor.tokenizer.{key}": value for key, value in keys.items()}
-    return source_of_run(load_config(write_run(directory, bare, changes))).tokenizer
+    return source_of_run(load_config(write_run(directory, bare, changes))).load_tokenizer()
 
 
 @tokenizer_effect("vocab_file", "type", "bos_token", "add_bos_token", "add_eos_token", "eos_token", "unk_token")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llm_boost import RequestError, SamplingParams, _core, _testing
@@ -130,6 +131,42 @@ def test_the_same_seed_gives_the_same_token_at_every_level() -> None:
     for seed in range(50):
         for values in ({}, {"top_k": 50}, {"top_p": 0.9}):
             assert len({choose(isa, logits, SamplingParams(seed=seed, **values)) for isa in LEVELS}) == 1
+
+
+def uniform(seed: int) -> float:
+    """The first number in [0, 1) that SplitMix64 gives for a seed."""
+    mask = 2**64 - 1
+    x = (seed + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return float((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_restricted_sample_is_the_inverse_of_the_distribution_in_order_of_likelihood(data: st.DataObject) -> None:
+    vocab = data.draw(st.integers(20, 3000))
+    generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    spread = data.draw(st.sampled_from([0.0, 0.3, 3.0]))
+    logits = generator.standard_normal(vocab) * spread
+    if data.draw(st.booleans()):
+        logits = np.round(logits * 2) / 2  # many equal ones
+    logits = logits.astype(np.float32)
+    seed = data.draw(st.integers(0, 2**32))
+    p = SamplingParams(
+        seed=seed,
+        top_k=data.draw(st.sampled_from([0, 7, 100])),
+        top_p=data.draw(st.sampled_from([0.05, 0.5, 0.9, 0.999])),
+        min_p=data.draw(st.sampled_from([0.0, 0.01, 0.3])),
+    )
+    exact = logits.astype(np.float64)
+    order = np.lexsort((np.arange(vocab), -exact))
+    unfiltered = distribution(exact, replace(p, top_p=1.0, min_p=0.0))[order]
+    sums = np.cumsum(distribution(exact, p)[order])
+    edges = (np.cumsum(unfiltered) - p.top_p, unfiltered / unfiltered[0] - p.min_p, sums - uniform(seed))
+    assume(all(np.abs(edge).min() > 1e-5 for edge in edges))  # at an edge, f32 weights may fall to either side
+    expected = order[np.searchsorted(sums, uniform(seed), side="right")]
+    assert {choose(isa, logits, p) for isa in LEVELS} == {expected}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

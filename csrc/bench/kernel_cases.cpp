@@ -8,6 +8,9 @@
 #include <numeric>
 #include <random>
 
+#include "backend/cpu/cache_layout.h"
+#include "backend/cpu/linear_pieces.h"
+#include "backend/cpu/work_shares.h"
 #include "base/error.h"
 #include "base/memory.h"
 #include "bench/scheduler_case.h"
@@ -58,26 +61,30 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
   auto weights = random_buffer(copies * weight_bytes);
   auto out = random_buffer(rows * panels * kPanel * 4);
   auto copy = std::make_shared<std::int64_t>(0);
-  const std::int64_t chunk = std::max<std::int64_t>(1, panels / (8 * context.pool.size()));
+  auto shares = std::make_shared<cpu::WorkShares>(context.pool.size());
   KernelCase result;
   result.work = work_of(out_columns * in_columns * static_cast<std::int64_t>(size_bytes(context.dtype)),
                         2 * rows * out_columns * in_columns);
   result.call = [=, &context] {
     const auto* words = reinterpret_cast<const std::uint32_t*>(weights->data()) + *copy * panels * panel_words;
     *copy = (*copy + 1) % copies;
-    parallel_for(context.pool, ceil_div(panels, chunk), [&](std::int64_t i) {
-      context.kernels.linear({.x = x->data(),
-                              .ldx = in_columns,
-                              .rows = rows,
-                              .operand = context.operand,
-                              .weight = words,
-                              .weight_dtype = context.dtype,
-                              .in_columns = in_columns,
-                              .out_columns = out_columns,
-                              .panel_begin = i * chunk,
-                              .panel_end = std::min((i + 1) * chunk, panels),
-                              .out = out->data(),
-                              .ldo = panels * kPanel});
+    const cpu::LinearPieces pieces(rows, panels, context.pool.size());
+    shares->reset();
+    context.pool.run([&](int member) {
+      shares->run(member, pieces.count(), [&](std::int64_t piece) {
+        const std::int64_t first_row = pieces.first_row(piece);
+        cpu::LinearArgs args{.x = x->data() + first_row * in_columns * operand_bytes(context),
+                             .ldx = in_columns,
+                             .operand = context.operand,
+                             .weight = words,
+                             .weight_dtype = context.dtype,
+                             .in_columns = in_columns,
+                             .out_columns = out_columns,
+                             .out = out->data() + first_row * panels * kPanel * 4,
+                             .ldo = panels * kPanel};
+        pieces.select(piece, args);
+        context.kernels.linear(args);
+      });
     });
   };
   return result;
@@ -85,41 +92,28 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
 
 // The caches of some sequences of one layer, as the CPU backend lays them out, and rope tables.
 struct CacheMemory {
-  CacheMemory(std::int64_t sequences, std::int64_t context_len, std::int64_t kv_heads, std::int64_t head_dim,
+  CacheMemory(std::int64_t sequences, std::int64_t context_len, std::int64_t kv_heads, std::int64_t head_size,
               DType dtype)
-      : blocks(ceil_div(context_len, kBlock)), block_table(static_cast<std::size_t>(blocks)) {
-    view.block_size = kBlock;
-    view.head_dim = head_dim;
-    view.padded_dim = round_up(head_dim, std::int64_t{kLanes});
-    view.dtype = dtype;
-    const std::int64_t per_step = cpu::elements_per_step(dtype);
-    key_words = head_dim * kLanes / per_step;
-    value_words = view.padded_dim * kLanes / per_step;
-    view.group_stride = kv_heads * (key_words + value_words);
-    sequence_words = blocks * view.group_stride;
+      : layout(kv_heads, head_size, dtype), head_dim(head_size), sequence_words(layout.words(context_len)) {
     memory = random_buffer(sequences * sequence_words * 4);
     rope = random_buffer(context_len * head_dim * 4);
+    block_table.resize(static_cast<std::size_t>(ceil_div(context_len, kBlock)));
     std::iota(block_table.begin(), block_table.end(), 0);
-    first_value = kv_heads * key_words;
   }
 
   cpu::CacheView head(std::int64_t sequence, std::int64_t kv_head) const {
-    cpu::CacheView result = view;
-    auto* base = reinterpret_cast<std::uint32_t*>(memory->data()) + sequence * sequence_words;
-    result.keys = base + kv_head * key_words;
-    result.values = base + first_value + kv_head * value_words;
-    return result;
+    return layout.view(reinterpret_cast<std::uint32_t*>(memory->data()) + sequence * sequence_words, kv_head, kBlock);
   }
   cpu::RopeRow rope_at(std::int64_t position) const {
-    const auto* row = reinterpret_cast<const float*>(rope->data()) + position * view.head_dim;
-    return {row, row + view.head_dim / 2};
+    const auto* row = reinterpret_cast<const float*>(rope->data()) + position * head_dim;
+    return {row, row + head_dim / 2};
   }
 
   static constexpr std::int64_t kBlock = 16;
-  std::int64_t blocks;
+  cpu::CacheLayout layout;
+  std::int64_t head_dim;
+  std::int64_t sequence_words;
   std::vector<std::int32_t> block_table;
-  cpu::CacheView view;
-  std::int64_t key_words = 0, value_words = 0, first_value = 0, sequence_words = 0;
   std::shared_ptr<Buffer> memory;
   std::shared_ptr<Buffer> rope;
 };

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -13,6 +14,10 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 // Logits are looked at in runs of this many: their maxima or sums tell where a value can be.
 constexpr std::int64_t kRun = 256;
+// Candidates are selected by weight in so many rounds at most, until so few are open that they may as well be sorted.
+constexpr int kSelectRounds = 64;
+constexpr std::size_t kSorted = 16;
+constexpr double kEverything = std::numeric_limits<double>::infinity();
 
 // A number in [0, 1) from the seed and how many came before: SplitMix64, so that the n-th needs none of the others.
 double uniform(std::uint64_t seed, std::int64_t index) {
@@ -146,27 +151,58 @@ std::span<Sampler::Candidate> Sampler::collect(std::span<const float> logits, fl
       kernels_.collect_at_least(logits.data(), static_cast<std::int64_t>(logits.size()), threshold, indices_.data());
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t token = indices_[static_cast<std::size_t>(i)];
-    candidates_[static_cast<std::size_t>(i)] = {token, logits[static_cast<std::size_t>(token)]};
+    candidates_[static_cast<std::size_t>(i)] = {token, logits[static_cast<std::size_t>(token)], 0};
   }
   return std::span(candidates_).first(static_cast<std::size_t>(count));
+}
+
+// Brings the most likely candidates to the front: as few as weigh at least `mass` together, or all.
+Sampler::Nucleus Sampler::gather_mass(std::span<Candidate> candidates, double mass) {
+  const auto weigh = [](std::span<const Candidate> some) {
+    double sum = 0;
+    for (const Candidate& c : some) sum += c.weight;
+    return sum;
+  };
+  double sum = 0;  // of those before `begin`, all of which are needed; none from `end` on is
+  std::size_t begin = 0;
+  std::size_t end = candidates.size();
+  // Quickselect by weight. Rounds that find bad pivots are not worth going on with: then the rest is sorted.
+  for (int round = 0; round < kSelectRounds && end - begin > kSorted; ++round) {
+    std::span<Candidate> open = candidates.subspan(begin, end - begin);
+    std::array some{open.front(), open[open.size() / 2], open.back()};
+    std::ranges::sort(some, more_likely);
+    const auto rest = std::partition(open.begin(), open.end(),
+                                     [pivot = some[1]](const Candidate& c) { return more_likely(c, pivot); });
+    const auto more = static_cast<std::size_t>(rest - open.begin());
+    const double upper = weigh(open.first(more));
+    if (sum + upper >= mass) {
+      end = begin + more;
+    } else {
+      begin += more;
+      sum += upper;
+    }
+  }
+  std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(begin),
+            candidates.begin() + static_cast<std::ptrdiff_t>(end), more_likely);
+  std::size_t count = begin;
+  while (count < end && (count == 0 || sum < mass)) sum += candidates[count++].weight;
+  return {count, sum};
 }
 
 std::int32_t Sampler::sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
                                         double u) {
   const auto size = static_cast<std::int64_t>(logits.size());
   const float inverse_temperature = 1 / params.temperature;
-  const auto by_value = [](const Candidate& a, const Candidate& b) {
-    return a.value != b.value ? a.value > b.value : a.token < b.token;
-  };
+  const auto weight = [&](const Candidate& c) { return std::exp((c.value - maximum) * inverse_temperature); };
   std::span<Candidate> kept;
-  double total = 0;  // of exp((logit - maximum) / temperature) over what top_k leaves
+  double total = 0;  // weight of all that top_k leaves
   if (params.top_k > 0 && params.top_k < size) {
     kept = collect(logits, largest(logits, params.top_k));
-    std::nth_element(kept.begin(), kept.begin() + (params.top_k - 1), kept.end(), by_value);
+    std::nth_element(kept.begin(), kept.begin() + (params.top_k - 1), kept.end(), more_likely);
     const float kth = kept[static_cast<std::size_t>(params.top_k) - 1].value;  // ties with it stay
     kept = kept.first(static_cast<std::size_t>(
         std::partition(kept.begin(), kept.end(), [kth](const Candidate& c) { return c.value >= kth; }) - kept.begin()));
-    for (const Candidate& c : kept) total += std::exp((c.value - maximum) * inverse_temperature);
+    for (const Candidate& c : kept) total += weight(c);
   } else {
     total = sum_exp(logits, maximum, inverse_temperature);
     // Tokens less likely than (1 - top_p) / V hold less than 1 - top_p in all, so the nucleus is among the others. And
@@ -177,21 +213,14 @@ std::int32_t Sampler::sample_candidates(std::span<const float> logits, float max
         params.min_p > 0 && params.top_p >= 1 ? std::log(static_cast<double>(params.min_p)) : kNever;
     kept = collect(logits, maximum + static_cast<float>(std::max(by_top_p, by_min_p)) * params.temperature);
   }
-  std::sort(kept.begin(), kept.end(), by_value);
-  for (Candidate& c : kept) c.value = std::exp((c.value - maximum) * inverse_temperature);
+  for (Candidate& c : kept) c.weight = weight(c);
+  const auto possible = [&](const Candidate& c) { return c.weight > 0 && c.weight >= params.min_p; };
+  kept = kept.first(static_cast<std::size_t>(std::partition(kept.begin(), kept.end(), possible) - kept.begin()));
 
-  // The smallest set of the most likely tokens whose probability reaches top_p; at least one token.
-  double sum = 0;
-  std::size_t count = 0;
-  while (count < kept.size() && (count == 0 || (sum < params.top_p * total && kept[count].value > 0)) &&
-         kept[count].value >= params.min_p)
-    sum += kept[count++].value;
-  double left = u * sum;
-  for (std::size_t i = 0; i + 1 < count; ++i) {
-    left -= kept[i].value;
-    if (left < 0) return kept[i].token;
-  }
-  return kept[count - 1].token;
+  const Nucleus nucleus = gather_mass(kept, params.top_p < 1 ? params.top_p * total : kEverything);
+  // The inverse of the cumulative distribution: the first token at which the sum is more than u of all.
+  const double passed = std::nextafter(u * nucleus.weight, kEverything);
+  return kept[gather_mass(kept.first(nucleus.count), passed).count - 1].token;
 }
 
 void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top,
@@ -209,10 +238,7 @@ void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token,
   if (num_top == 0) return;
   const std::span<Candidate> likely = collect(logits, largest(logits, num_top));
   const auto count = std::min<std::size_t>(likely.size(), static_cast<std::size_t>(num_top));
-  std::partial_sort(likely.begin(), likely.begin() + static_cast<std::ptrdiff_t>(count), likely.end(),
-                    [](const Candidate& a, const Candidate& b) {
-                      return a.value != b.value ? a.value > b.value : a.token < b.token;
-                    });
+  std::partial_sort(likely.begin(), likely.begin() + static_cast<std::ptrdiff_t>(count), likely.end(), more_likely);
   for (std::size_t i = 0; i < count; ++i)
     out.push_back({likely[i].token, logprob(likely[i].token), static_cast<std::int32_t>(i) + 1});
 }

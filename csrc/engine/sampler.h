@@ -27,7 +27,12 @@ class Sampler {
  private:
   struct Candidate {
     std::int32_t token = 0;
-    float value = 0;  // logit, later probability
+    float value = 0;   // logit
+    float weight = 0;  // proportional to its probability
+  };
+  struct Nucleus {
+    std::size_t count = 0;
+    double weight = 0;
   };
 
   std::span<const float> process(std::span<const float> logits, const Sequence& sequence);
@@ -38,6 +43,10 @@ class Sampler {
                           double uniform) const;
   std::int32_t sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
                                  double uniform);
+  static bool more_likely(const Candidate& a, const Candidate& b) {
+    return a.value != b.value ? a.value > b.value : a.token < b.token;
+  }
+  static Nucleus gather_mass(std::span<Candidate> candidates, double mass);
   std::span<Candidate> collect(std::span<const float> logits, float threshold);
   float largest(std::span<const float> logits, std::int64_t count);
 

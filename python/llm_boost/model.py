@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,10 +158,14 @@ class Model:
                 f"max_model_len is {max_positions}, but {source.checkpoint} was trained for {source.longest_context} "
                 "tokens"
             )
-        with _loading_bar(source.checkpoint.name, enabled=use_tqdm) as options.on_progress:
+        with (
+            ThreadPoolExecutor(1) as beside,  # while the weights are packed
+            _loading_bar(source.checkpoint.name, enabled=use_tqdm) as options.on_progress,
+        ):
+            tokenizer = beside.submit(source.load_tokenizer)
             weights = read_checkpoint(source.checkpoint, source.config)
             core = _core.LoadedModel(source.config.to_core(max_positions), weights, options)
-        return Model(core, source.config, source.tokenizer)
+            return Model(core, source.config, tokenizer.result())
 
     # -- Text -----------------------------------------------------------------------------------------------------
 

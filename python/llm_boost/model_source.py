@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +17,15 @@ class ModelSource:
     Attributes:
         checkpoint: Directory or file with the weights.
         config: The model's config.
-        tokenizer: The model's tokenizer, or None.
+        load_tokenizer: Gives the model's tokenizer, or None; takes a while for a large vocabulary. Raises
+            TokenizerError when its files are malformed.
         longest_context: Most tokens of a sequence that may be asked for.
         options: Engine options that are set where the caller gives none.
     """
 
     checkpoint: Path
     config: ModelConfig
-    tokenizer: Tokenizer | None
+    load_tokenizer: Callable[[], Tokenizer | None]
     longest_context: int
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -34,9 +35,11 @@ def source_of_checkpoint(checkpoint: Path) -> ModelSource:
 
     Raises:
         ConfigError: Its config cannot be used.
-        TokenizerError: Its tokenizer's files are malformed.
     """
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
     config = ModelConfig.from_directory(directory)
-    tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
+
+    def tokenizer() -> Tokenizer | None:
+        return load_tokenizer(directory) if has_tokenizer(directory) else None
+
     return ModelSource(checkpoint, config, tokenizer, config.longest_context)

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "backend/cpu/cache_layout.h"
 #include "base/memory.h"
 
 namespace lb::testing {
@@ -158,19 +159,13 @@ Array attention(const Kernels& kernels, const AttentionCall& call) {
   const std::int64_t group = call.q.shape[1];
   const std::int64_t dim = call.q.shape[2];
   const std::int64_t context = call.keys.shape[0];
-  CacheView cache;
-  cache.block_size = call.block_size;
-  cache.head_dim = dim;
-  cache.padded_dim = round_up(dim, std::int64_t{kLanes});
-  cache.dtype = parse_dtype(call.dtype, "dtype");
-  const std::int64_t per_step = elements_per_step(cache.dtype);
-  cache.group_stride = (dim + cache.padded_dim) * kLanes / per_step;
-  const std::int64_t words = call.num_blocks * call.block_size / kLanes * cache.group_stride;
+  // The head in the middle of three: what the others' memory holds must not matter.
+  const CacheLayout layout(3, dim, parse_dtype(call.dtype, "dtype"));
+  const std::int64_t words = layout.words(call.num_blocks * call.block_size);
   Aligned memory(words * 4);
-  for (std::int64_t i = 0; i < words * per_step; ++i)
+  const CacheView cache = layout.view(memory.as<std::uint32_t>(), 1, call.block_size);
+  for (std::int64_t i = 0; i < words * elements_per_step(cache.dtype); ++i)
     store_element(cache.dtype, memory.as<std::byte>(), i, call.garbage);
-  cache.keys = memory.as<std::uint32_t>();
-  cache.values = cache.keys + dim * kLanes / per_step;
   for (const std::int64_t position : call.write_order) {
     const auto block = static_cast<std::size_t>(position / call.block_size);
     kernels.cache_write({.cache = cache,

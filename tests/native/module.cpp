@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "backend/cpu/work_shares.h"
 #include "base/host.h"
 #include "base/thread_pool.h"
 #include "graph/arena.h"
@@ -40,6 +41,22 @@ PYBIND11_MODULE(_testing, m) {
         return sums;
       },
       "num_threads"_a, "num_jobs"_a, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "share_pieces",
+      [](int num_threads, std::int64_t count, int idle_member) {
+        lb::ThreadPool pool(num_threads);
+        lb::cpu::WorkShares shares(num_threads);
+        std::vector<std::atomic<int>> calls(static_cast<std::size_t>(count));
+        std::atomic<bool> others_are_done = false;
+        pool.run([&](int member) {
+          if (member == idle_member) others_are_done.wait(false);
+          shares.run(member, count, [&](std::int64_t piece) { ++calls[static_cast<std::size_t>(piece)]; });
+          others_are_done = true;
+          others_are_done.notify_all();
+        });
+        return std::vector<int>(calls.begin(), calls.end());
+      },
+      "num_threads"_a, "count"_a, "idle_member"_a, py::call_guard<py::gil_scoped_release>());
   bind_atb(m);
   bind_engine(m);
 }

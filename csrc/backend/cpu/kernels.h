@@ -21,6 +21,7 @@ inline constexpr int kPanel = 32;  // output columns of a weight panel: two lane
 // Attention treats the context in tiles of this many positions, fixed by absolute position. 256 keys and values of one
 // head are 64 KiB at head size 64 in bf16: they stay in the L2 cache while a block of queries passes over them.
 inline constexpr int kTilePositions = 256;
+inline constexpr int kRunGroups = 16;  // groups of 16 positions that the cache keeps together
 // Query rows (token x query head of the same kv head) of one attention work item.
 inline constexpr int kQueryRows = 48;
 inline constexpr int kMaxHeadDim = 1024;
@@ -73,14 +74,17 @@ struct NormArgs {
   void* out = nullptr;  // [columns]
 };
 
-// One kv head of one layer's cache. Positions are grouped by 16; a block holds block_size / 16 groups. Of one group,
-// this head's words are
+// One kv head of one layer's cache. Positions are grouped by 16; a block holds block_size / 16 groups, and kRunGroups
+// groups lie together in a run. Of one group, this head's words are
 //   keys:   [head_dim / e][16], a word being e = elements_per_step consecutive elements of one position
 //   values: [padded_dim / 16][16 / e][16], a word being one element of e consecutive positions
+// See CacheLayout.
 struct CacheView {
   std::uint32_t* keys = nullptr;    // of group 0
   std::uint32_t* values = nullptr;  // of group 0
-  std::int64_t group_stride = 0;    // words from one group to the next, for keys and for values
+  std::int64_t key_words = 0;       // of a group; the next group of the run follows
+  std::int64_t value_words = 0;     // of a group
+  std::int64_t run_stride = 0;      // words from one run to the next, for keys and for values
   std::int64_t block_size = 0;
   std::int64_t head_dim = 0;
   std::int64_t padded_dim = 0;  // head_dim rounded up to 16; the padding is never read into a result

@@ -14,9 +14,13 @@ Operand choose_operand(const Kernels& kernels, DType activation_dtype, bool all_
   return kernels.bf16_dot && all_weights_bf16 ? Operand::kBf16 : Operand::kF32Rounded;
 }
 
-std::int64_t cache_bytes_per_position(std::int64_t head_dim, DType dtype) {
-  const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
-  return (head_dim + padded) * static_cast<std::int64_t>(size_bytes(dtype));
+CacheLayout cache_layout(const ModelGraph& graph, DType dtype) {
+  for (const Value& value : graph.layer.values) {
+    if (value.role != Role::kCache) continue;
+    LB_CHECK(value.dims[1] > 0 && value.dims[1] <= kMaxHeadDim, value.dims[1]);
+    return {value.dims[0], value.dims[1], dtype};
+  }
+  throw InternalError("a layer without a cache");
 }
 
 std::size_t attention_scratch_bytes(std::int64_t head_dim) {
@@ -27,7 +31,11 @@ std::size_t attention_scratch_bytes(std::int64_t head_dim) {
 
 CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
                        const Kernels& kernels, ThreadPool& pool)
-    : kernels_(kernels), pool_(pool), options_(options), rope_(graph.rope) {
+    : kernels_(kernels),
+      pool_(pool),
+      options_(options),
+      rope_(graph.rope),
+      cache_layout_(cache_layout(graph, options.activation_dtype)) {
   if (options.activation_dtype == DType::kF16) {
     throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
   }
@@ -49,17 +57,19 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   head_.graph = lower(graph.head, operand_, limits);
   pack(graph, weights, options);
 
-  allocate_cache(graph);
+  layer_cache_words_ = cache_layout_.words(options.num_blocks * options.block_size);
+  cache_ = Buffer(static_cast<std::size_t>(graph.num_layers * layer_cache_words_) * sizeof(std::uint32_t));
   arena_ = Buffer(static_cast<std::size_t>(
       std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
-  scratch_stride_ = round_up(attention_scratch_bytes(head_dim_), std::size_t{4096});
+  scratch_stride_ = round_up(attention_scratch_bytes(cache_layout_.head_dim()), std::size_t{4096});
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
   attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
   const std::size_t per_layer = layers_.graph.steps.size();
-  progress_ = std::vector<Progress>(embed_.graph.steps.size() + per_layer * layers_.first_weight.size() +
-                                    head_.graph.steps.size());
+  const std::size_t num_steps =
+      embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size();
+  for (std::size_t step = 0; step < num_steps; ++step) shares_.emplace_back(pool.size());
   step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
 }
 
@@ -80,45 +90,19 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
       std::make_unique<PackedWeights>(requests, weights, options.weight_dtype, kernels_, pool_, options.on_progress);
 }
 
-void CpuProgram::allocate_cache(const ModelGraph& graph) {
-  for (const Value& value : graph.layer.values) {
-    if (value.role != Role::kCache) continue;
-    num_kv_heads_ = value.dims[0];
-    head_dim_ = value.dims[1];
-  }
-  LB_CHECK(head_dim_ > 0 && head_dim_ <= kMaxHeadDim, head_dim_);
-  padded_dim_ = round_up(head_dim_, std::int64_t{kLanes});
-  cache_dtype_ = options_.activation_dtype;
-  group_words_ = num_kv_heads_ * kLanes * cache_bytes_per_position(head_dim_, cache_dtype_) / 4;
-  const std::int64_t num_groups = graph.num_layers * options_.num_blocks * options_.block_size / kLanes;
-  cache_ = Buffer(static_cast<std::size_t>(num_groups * group_words_) * sizeof(std::uint32_t));
+CacheView CpuProgram::cache_view(std::int64_t layer, std::int64_t kv_head) const {
+  return cache_layout_.view(layer_cache(layer), kv_head, options_.block_size);
 }
 
 std::uint32_t* CpuProgram::layer_cache(std::int64_t layer) const {
-  const std::int64_t groups_per_layer = options_.num_blocks * options_.block_size / kLanes;
-  return reinterpret_cast<std::uint32_t*>(cache_.data()) + layer * groups_per_layer * group_words_;
-}
-
-CacheView CpuProgram::cache_view(std::int64_t layer, std::int64_t kv_head) const {
-  const std::int64_t per_step = elements_per_step(cache_dtype_);
-  const std::int64_t key_words = kLanes * head_dim_ / per_step;
-  const std::int64_t value_words = kLanes * padded_dim_ / per_step;
-  std::uint32_t* base = layer_cache(layer);
-  return {.keys = base + kv_head * key_words,
-          .values = base + num_kv_heads_ * key_words + kv_head * value_words,
-          .group_stride = group_words_,
-          .block_size = options_.block_size,
-          .head_dim = head_dim_,
-          .padded_dim = padded_dim_,
-          .dtype = cache_dtype_};
+  return reinterpret_cast<std::uint32_t*>(cache_.data()) + layer * layer_cache_words_;
 }
 
 void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
-  const std::int64_t block_words = options_.block_size / kLanes * group_words_;
   for (const BlockCopy& copy : copies) {
     for (std::size_t layer = 0; layer < layers_.first_weight.size(); ++layer) {
-      std::uint32_t* base = layer_cache(static_cast<std::int64_t>(layer));
-      std::copy_n(base + copy.source * block_words, block_words, base + copy.target * block_words);
+      cache_layout_.copy_block(layer_cache(static_cast<std::int64_t>(layer)), copy.source, copy.target,
+                               options_.block_size);
     }
   }
 }
@@ -133,13 +117,11 @@ void CpuProgram::prepare(const StepBatch& batch) {
   std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
   for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
     const std::int64_t rows = (batch.seq_begin[s + 1] - batch.seq_begin[s]) * group;
-    attention_items_[s + 1] = attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * num_kv_heads_;
+    attention_items_[s + 1] =
+        attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * cache_layout_.num_kv_heads();
     last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
   }
-  for (Progress& progress : progress_) {
-    progress.next.store(0, std::memory_order_relaxed);
-    progress.done.store(0, std::memory_order_relaxed);
-  }
+  for (WorkShares& shares : shares_) shares.reset();
 }
 
 void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
@@ -152,7 +134,7 @@ void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
     for (std::size_t i = 0; i < stage.graph.steps.size(); ++i) {
       const Clock::time_point start = options_.time_steps ? Clock::now() : Clock::time_point{};
       const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
-                              progress_[static_cast<std::size_t>(step_index++)], member);
+                              shares_[static_cast<std::size_t>(step_index++)], member);
       std::visit(runner, stage.graph.steps[i].kind);
       if (options_.time_steps && member == 0)
         step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();

@@ -1,13 +1,15 @@
 // A model compiled for the CPU: packed weights, an arena, a KV cache, and steps over them.
 #pragma once
 
-#include <atomic>
+#include <deque>
 #include <memory>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/cache_layout.h"
 #include "backend/cpu/lowering.h"
 #include "backend/cpu/packing.h"
+#include "backend/cpu/work_shares.h"
 #include "base/memory.h"
 #include "base/thread_pool.h"
 
@@ -35,15 +37,7 @@ class CpuProgram final : public Program {
     std::vector<std::size_t> first_weight;  // per repetition: where its weights start in packed_->weights()
   };
 
-  // The progress of one step: pieces of work handed out, and finished. The next step starts when all are finished; a
-  // thread that the system has taken off its core without a piece in hand is not waited for.
-  struct alignas(64) Progress {
-    std::atomic<std::uint32_t> next{0};
-    std::atomic<std::uint32_t> done{0};
-  };
-
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
-  void allocate_cache(const ModelGraph& graph);
   void prepare(const StepBatch& batch);
   void run_stage(const Stage& stage, int& step_index, int member);
   std::uint32_t* layer_cache(std::int64_t layer) const;
@@ -59,13 +53,8 @@ class CpuProgram final : public Program {
   Stage head_;
   std::unique_ptr<PackedWeights> packed_;
 
-  // Cache: [layers][groups of 16 positions]{keys [kv_heads][words], values [kv_heads][words]}. A short context touches
-  // few pages of each layer, a block is one piece of memory, and a long context is still read as streams.
-  DType cache_dtype_ = DType::kF32;
-  std::int64_t num_kv_heads_ = 0;
-  std::int64_t head_dim_ = 0;
-  std::int64_t padded_dim_ = 0;
-  std::int64_t group_words_ = 0;  // of one layer
+  CacheLayout cache_layout_;
+  std::int64_t layer_cache_words_ = 0;
   mutable Buffer cache_;
   Buffer arena_;
   std::size_t scratch_stride_ = 0;
@@ -75,11 +64,11 @@ class CpuProgram final : public Program {
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
   std::vector<std::int64_t> attention_items_;   // [S + 1] prefix sums
-  std::vector<Progress> progress_;              // one per step of the whole model
+  std::deque<WorkShares> shares_;               // one per step of the whole model
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
-// Bytes that one position of one layer takes for one kv head: key and value.
-std::int64_t cache_bytes_per_position(std::int64_t head_dim, DType dtype);
+// The cache of one layer of a model.
+CacheLayout cache_layout(const ModelGraph& graph, DType dtype);
 
 }  // namespace lb::cpu

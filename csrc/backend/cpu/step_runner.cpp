@@ -3,19 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/linear_pieces.h"
+
 namespace lb::cpu {
 
 template <class F>
 void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
-  const auto pieces = static_cast<std::uint32_t>(ceil_div(count, chunk));
-  std::uint32_t mine = 0;
-  for (std::uint32_t piece = progress_.next++; piece < pieces; piece = progress_.next++) {
-    f(piece * chunk, std::min((piece + 1) * chunk, count));
-    ++mine;
-  }
-  if (mine > 0 && progress_.done.fetch_add(mine, std::memory_order_acq_rel) + mine == pieces)
-    progress_.done.notify_all();
-  wait_for(progress_.done, pieces);
+  shares_.run(member_, ceil_div(count, chunk),
+              [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
 }
 
 const PackedWeight& StepRunner::weight(int index) const {
@@ -77,25 +72,14 @@ void StepRunner::operator()(const LinearStep& step) const {
                   .epilogue = step.epilogue,
                   .out = at(step.out),
                   .ldo = spec(step.out).ld};
-  // Pieces are blocks of rows times ranges of panels: enough of them to even out a thread that is slowed down, each
-  // large enough to stream. Kernels are faster with pairs of panels, unless that leaves too few pieces to share.
-  const std::int64_t rows = args.rows;
-  const std::int64_t row_blocks = ceil_div(rows, std::int64_t{kMaxLinearRows});
-  const std::int64_t panels = num_panels(matrix);
-  const std::int64_t few = std::int64_t{8} * program_.pool_.size();
-  const std::int64_t even = ceil_div(panels * row_blocks, 2 * few);
-  const std::int64_t chunk =
-      row_blocks * ceil_div(panels, std::int64_t{2}) < few ? even : round_up(even, std::int64_t{2});
-  const std::int64_t chunks = ceil_div(panels, chunk);
+  const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
   const auto* x = at(step.x);
   auto* out = at(step.out);
-  share(row_blocks * chunks, 1, [&](std::int64_t piece, std::int64_t) {
-    const std::int64_t first_row = piece / chunks * rows / row_blocks;
-    args.rows = (piece / chunks + 1) * rows / row_blocks - first_row;
+  shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
+    const std::int64_t first_row = pieces.first_row(piece);
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
-    args.panel_begin = piece % chunks * chunk;
-    args.panel_end = std::min(args.panel_begin + chunk, panels);
+    pieces.select(piece, args);
     program_.kernels_.linear(args);
   });
 }
@@ -127,16 +111,16 @@ void StepRunner::operator()(const AttentionStep& step) const {
   const std::size_t num_sequences = batch.context_len.size();
   const std::int64_t group = step.num_heads / step.num_kv_heads;
   const BufferSpec& out = spec(step.out);
-  share(items[num_sequences], 1, [&](std::int64_t item, std::int64_t) {
+  shares_.run(member_, items[num_sequences], [&](std::int64_t item) {
     const auto after =
         std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
     const auto s = static_cast<std::size_t>(after - items.begin()) - 1;
     const std::int64_t first_token = batch.seq_begin[s];
     const std::int64_t num_tokens = batch.seq_begin[s + 1] - first_token;
     const std::int64_t blocks = (items[s + 1] - items[s]) / step.num_kv_heads;
-    const std::int64_t head = (item - items[s]) % step.num_kv_heads;
+    const std::int64_t head = (item - items[s]) / blocks;
     // The last rows see the longest context: they go first, so that no thread is left with them at the end.
-    const std::int64_t block = blocks - 1 - (item - items[s]) / step.num_kv_heads;
+    const std::int64_t block = blocks - 1 - (item - items[s]) % blocks;
     const std::int64_t column = head * group * step.head_dim;
     program_.kernels_.attend(
         {.cache = program_.cache_view(layer_, head),

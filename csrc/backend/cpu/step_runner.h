@@ -12,12 +12,12 @@ namespace lb::cpu {
 class StepRunner {
  public:
   StepRunner(const CpuProgram& program, const LoweredGraph& graph, std::size_t first_weight, std::int64_t layer,
-             CpuProgram::Progress& progress, int member)
+             WorkShares& shares, int member)
       : program_(program),
         graph_(graph),
         first_weight_(first_weight),
         layer_(layer),
-        progress_(progress),
+        shares_(shares),
         member_(member) {}
 
   void operator()(const EmbedStep& step) const;
@@ -28,8 +28,8 @@ class StepRunner {
   void operator()(const GatherStep& step) const;
 
  private:
-  // Calls f(begin, end) for pieces of `chunk` that together, over all threads, cover [0, count) once; then waits for
-  // the pieces of other threads.
+  // Calls f(begin, end) for pieces of `chunk` that together, over all threads, cover [0, count) once, and returns when
+  // the threads have finished them all.
   template <class F>
   void share(std::int64_t count, std::int64_t chunk, F&& f) const;
 
@@ -43,7 +43,7 @@ class StepRunner {
   const LoweredGraph& graph_;
   const std::size_t first_weight_;
   const std::int64_t layer_;
-  CpuProgram::Progress& progress_;
+  WorkShares& shares_;
   const int member_;
 };
 

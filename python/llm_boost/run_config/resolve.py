@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,13 @@ def source_of_run(run: RunConfig, *, backend: str = "auto") -> ModelSource:
 
     Raises:
         ConfigError: The run config lacks something, contradicts the checkpoint or itself, or asks for what this
-            machine does not have. All contradictions with the checkpoint are in one error.
         TokenizerError: The tokenizer's files are malformed.
     """
     checkpoint = _checkpoint(run)
     options = _options(run, backend)
     config = config_of_run(run, checkpoint)
     longest = max(config.longest_context, run.model.model_config.seq_length or 0)
-    return ModelSource(checkpoint, config, _tokenizer(run, checkpoint), longest, options)
+    return ModelSource(checkpoint, config, partial(_tokenizer, run, checkpoint), longest, options)
 
 
 def config_of_run(run: RunConfig, checkpoint: Path) -> ModelConfig:
