@@ -23,7 +23,7 @@ from prepare import SetupError, convert_model, prepare_model, prepare_peer, pyth
 from table import against_limits, compared, plot
 
 from llm_boost import _core
-from llm_boost.cli.bench_model import Limits, find_limits
+from llm_boost.cli.bench_model import find_limits
 
 ROOT = Path(__file__).parents[2]
 SPECS = {spec.name: spec for spec in MODELS}
@@ -41,6 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quietly", default="", metavar="COMMAND", help="runs around each turn, to keep others away")
     parser.add_argument("--no-limits", action="store_true", help="leave out ours against the machine's limits")
     parser.add_argument("--setup-only", action="store_true")
+    parser.add_argument("--tables-of", metavar="COMMIT", help="measure nothing: write what was measured there before")
     return parser.parse_args()
 
 
@@ -71,26 +72,28 @@ def _measure(arguments: argparse.Namespace, store: Store, pair: Pair, peer: Peer
         compare(pair, tasks, ours, theirs, store, arguments.rounds, arguments.quietly)
 
 
-def _against_limits(arguments: argparse.Namespace, store: Store, pair: Pair, spec: ModelSpec) -> dict[str, float]:
+def _measure_limits(arguments: argparse.Namespace, store: Store, pair: Pair, spec: ModelSpec) -> None:
     preset = [spec.name] if spec.layers is None else [spec.name, "--layers", str(spec.layers)]
     directory = prepare_model(arguments.home, spec)
     log = arguments.home / "logs" / spec.name / "llm_boost.log"
     measure_limits(store, pair, preset, directory, log, arguments.rounds, arguments.quietly)
-    return figures(store, pair)
 
 
-def _header(commit: str, threads: int, limits: Limits | None) -> str:
+def _header(arguments: argparse.Namespace, commit: str) -> str:
     cpu = next(
         (line.split(": ", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    text = f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu}, {threads} threads, bf16 weights, commit {commit}."
-    if limits is not None:
-        text += (
-            f" Limits just after: read {limits.bytes_per_second / 1e9:.1f} GB/s,"
-            f" arithmetic {limits.flops_per_second / 1e9:.0f} GFLOP/s."
-        )
-    text += "\nTokens per second, peer / ours; medians of turns taken one after the other."
-    return text + f"\nMade by `{' '.join(['python', 'benchmarks/peers', *sys.argv[1:]])}`.\n"
+    text = f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu}, {arguments.threads} threads, bf16 weights, commit {commit}."
+    if arguments.tables_of is None:
+        with alone(arguments.quietly):
+            limits = find_limits(arguments.threads)
+        if limits is not None:
+            text += (
+                f" Limits just after: read {limits.bytes_per_second / 1e9:.1f} GB/s,"
+                f" arithmetic {limits.flops_per_second / 1e9:.0f} GFLOP/s."
+            )
+    text += "\nTokens per second, peer / ours; medians of turns taken one after the other.\n"
+    return text + f"Made by `{' '.join(['python', 'benchmarks/peers', *sys.argv[1:]])}`.\n"
 
 
 def _write(arguments: argparse.Namespace, store: Store, commit: str, text: str, pairs: list[Pair]) -> None:
@@ -108,7 +111,8 @@ def _write(arguments: argparse.Namespace, store: Store, commit: str, text: str, 
 def main() -> int:
     """Runs everything that is left to do; returns 1 when something could not be measured."""
     arguments = _arguments()
-    commit = _commit()
+    commit = arguments.tables_of or _commit()
+    measuring = arguments.tables_of is None
     store = Store(arguments.home / "measurements.jsonl")
     failed = False
     pairs = []
@@ -116,22 +120,23 @@ def main() -> int:
     for spec in (SPECS[name] for name in arguments.models):
         for peer in (peer for peer in PEERS if peer.name in arguments.peers):
             pair = Pair(commit, spec.name, peer.name, arguments.threads)
-            print(f"{spec.name}: {peer.name}", flush=True)
             try:
-                _measure(arguments, store, pair, peer, spec)
+                if measuring:
+                    print(f"{spec.name}: {peer.name}", flush=True)
+                    _measure(arguments, store, pair, peer, spec)
             except (SetupError, WorkerError) as error:
                 failed = True
                 print(f"  {error}", file=sys.stderr)
             if store.of(pair, "time"):
                 pairs.append(pair)
-        if not arguments.no_limits and not arguments.setup_only:
+        pair = Pair(commit, spec.name, "limits", arguments.threads)
+        if measuring and not (arguments.no_limits or arguments.setup_only):
             print(f"{spec.name}: limits", flush=True)
-            pair = Pair(commit, spec.name, "limits", arguments.threads)
-            limits[spec.title] = _against_limits(arguments, store, pair, spec)
+            _measure_limits(arguments, store, pair, spec)
+        if store.of(pair, "limits"):
+            limits[spec.title] = figures(store, pair)
     if pairs or limits:
-        with alone(arguments.quietly):
-            machine = find_limits(arguments.threads)
-        text = _header(commit, arguments.threads, machine) + compared(store, pairs, SPECS)
+        text = _header(arguments, commit) + compared(store, pairs, SPECS)
         if limits:
             text += "\n### Against the machine's limits\n" + against_limits(limits)
         _write(arguments, store, commit, text, pairs)

@@ -86,11 +86,13 @@ def compared(store: Store, pairs: Sequence[Pair], specs: Mapping[str, ModelSpec]
     for model in dict.fromkeys(pair.model for pair in pairs):
         names = [task.name for task in TASKS if task.name not in specs[model].left_out]
         text += f"\n### {specs[model].title}\n\n"
-        text += f"| peer | {' | '.join(names)} | load s | peak GB | same greedy tokens |\n"
-        text += "|---" * (len(names) + 4) + "|\n"
+        text += f"| peer | {' | '.join(names)} | turns | load s | peak GB | same greedy tokens |\n"
+        text += "|---" * (len(names) + 5) + "|\n"
         for pair in (pair for pair in pairs if pair.model == model):
             times = store.of(pair, "time")
-            cells = [_cell([row for row in times if row["task"] == name]) for name in names]
+            by_task = [[row for row in times if row["task"] == name] for name in names]
+            cells = [_cell(rows) for rows in by_task]
+            cells.append(str(min((len(rows) for rows in by_task if rows), default=0)))
             cells.append(_both(store.of(pair, "load"), "seconds", ".1f"))
             cells.append(_both([row | {"gb": row["bytes"] / 1e9} for row in store.of(pair, "memory")], "gb", ".2f"))
             cells.append(_greedy(store.of(pair, "greedy")))
