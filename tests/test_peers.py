@@ -132,15 +132,18 @@ def test_figures_are_ratios_of_medians(harness: SimpleNamespace, tmp_path: Path)
     pair, store = pair_of(harness), harness.measure.Store(tmp_path / "rows.jsonl")
     limits = {"bytes_per_second": 10.0, "flops_per_second": 100.0}
 
-    def add(run: str, kind: str, seconds: float, num_bytes: float) -> None:
-        result = {"seconds": seconds, "bytes": num_bytes, "fraction": num_bytes / seconds / 10, "ops": {"engine": 0.5}}
-        store.add(pair, "limits", run=run, limits=limits, results={kind: result})
+    def add(run: str, **results: tuple[float, float]) -> None:
+        facts = {
+            name.replace("_", " "): {"seconds": s, "bytes": b, "fraction": b / s / 10, "ops": {"engine": 0.5}}
+            for name, (s, b) in results.items()
+        }
+        store.add(pair, "limits", run=run, limits=limits, results=facts)
 
     for seconds in (2.0, 1.0, 90.0):
-        add("decode 1", "decode", seconds, 10)
-    add("decode 1 far", "decode", 3.5, 20)
-    add("decode 1, one thread", "decode", 3, 10)
-    add("decode 64", "decode", 3, 10)
+        add("decode 1", decode_128=(seconds, 10))
+    add("context", decode_128=(2, 10), decode_4096=(3.5, 20))
+    add("decode 1, one thread", decode_128=(3, 10))
+    add("decode 64", decode_64=(3, 10))
     store.add(pair, "load", seconds=3.0, read_seconds=2.0, peak_bytes=30, needed_bytes=20)
     figures = harness.limits.figures(store, pair)
     assert figures["decode 1"] == 0.5
@@ -158,7 +161,7 @@ def test_runs_of_the_benchmark_program(harness: SimpleNamespace, tmp_path: Path)
     for arguments in (("--workloads", "20x3x1"), ("kernels", "sampler", "--shapes", "1000x5x100")):
         facts = harness.limits._bench(harness.limits.Run("r", (*arguments, *quick)), ["tiny"], threads=1)
         assert facts["limits"]["bytes_per_second"] > 0
-        assert set(facts["results"]) == ({"sampler"} if arguments[0] == "kernels" else {"prefill", "decode"})
+        assert set(facts["results"]) == ({"sampler"} if arguments[0] == "kernels" else {"prefill 20", "decode 20"})
     assert facts["results"]["sampler"]["seconds"] > 0
     with pytest.raises(harness.measure.WorkerError, match="there is no preset 'nope'"):
         harness.limits._bench(harness.limits.Run("r", quick), ["nope"], threads=1)

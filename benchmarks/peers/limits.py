@@ -50,7 +50,7 @@ RUNS = (
     Run("decode 1", ("--workloads", f"{SHORT_CONTEXT}x65x1")),
     Run("decode 1, one thread", ("--workloads", f"{SHORT_CONTEXT}x33x1"), threads=1),
     Run("decode 1, AVX2", ("--workloads", f"{SHORT_CONTEXT}x65x1"), isa="avx2"),
-    Run("decode 1 far", ("--workloads", f"{LONG_CONTEXT}x17x1")),
+    Run("context", ("--workloads", f"{SHORT_CONTEXT}x33x1,{LONG_CONTEXT}x17x1")),
     Run("first token", ("--workloads", "16x65x1")),
     Run("prefill 512", ("--workloads", "512x1x1")),
     Run("prefill 512, one thread", ("--workloads", "512x1x1"), threads=1),
@@ -113,7 +113,7 @@ def _bench(run: Run, preset: Sequence[str], threads: int) -> dict[str, Any]:
         raise WorkerError(f"{' '.join(map(str, command))}: {done.stderr}")
     report = json.loads(done.stdout)
     results = {
-        result["kind"]: {
+        " ".join([result["kind"], str(result["shape"].get("prompt", ""))]).strip(): {
             "seconds": result["seconds"]["median"],
             "bytes": result["bytes"],
             "fraction": result["fraction_of_limit"],
@@ -168,33 +168,34 @@ def figures(store: Store, pair: Pair) -> dict[str, float]:
     rows = {run.name: [row for row in store.of(pair, "limits") if row["run"] == run.name] for run in RUNS}
     loads = store.of(pair, "load")
 
-    def seconds(run: str, kind: str = "decode") -> float:
-        return _median(rows[run], "results", kind, "seconds")
+    def seconds(run: str, result: str) -> float:
+        return _median(rows[run], "results", result, "seconds")
 
-    def fraction(run: str, kind: str = "decode") -> float:
-        return _median(rows[run], "results", kind, "fraction")
+    def fraction(run: str, result: str) -> float:
+        return _median(rows[run], "results", result, "fraction")
 
     def bandwidth(run: str) -> float:
         return _median(rows[run], "limits", "bytes_per_second")
 
-    far, near = (_median(rows[run], "results", "decode", "bytes") for run in ("decode 1 far", "decode 1"))
-    extra = (seconds("decode 1 far") - seconds("decode 1")) / ((far - near) / bandwidth("decode 1 far"))
-    speedup = seconds("decode 1, one thread") / seconds("decode 1")
-    step = seconds("decode 1")
+    near, far = (f"decode {context}" for context in (SHORT_CONTEXT, LONG_CONTEXT))
+    more_bytes = _median(rows["context"], "results", far, "bytes") - _median(rows["context"], "results", near, "bytes")
+    more_seconds = seconds("context", far) - seconds("context", near)
+    step = seconds("decode 1", near)
+    speedup = seconds("decode 1, one thread", near) / step
     return {
-        "decode 1": fraction("decode 1"),
-        "decode 1, AVX2": fraction("decode 1, AVX2"),
-        "prefill 512": fraction("prefill 512", "prefill"),
-        "prefill 2048": fraction("prefill 2048", "prefill"),
-        "decode 8": fraction("decode 8"),
-        "decode 32": fraction("decode 32"),
-        "context": extra,
+        "decode 1": fraction("decode 1", near),
+        "decode 1, AVX2": fraction("decode 1, AVX2", near),
+        "prefill 512": fraction("prefill 512", "prefill 512"),
+        "prefill 2048": fraction("prefill 2048", "prefill 2048"),
+        "decode 8": fraction("decode 8", "decode 64"),
+        "decode 32": fraction("decode 32", "decode 64"),
+        "context": more_seconds / (more_bytes / bandwidth("context")),
         "load": _median(loads, "seconds") / _median(loads, "read_seconds"),
         "memory": _median(loads, "peak_bytes") / _median(loads, "needed_bytes"),
-        "first token": seconds("first token", "prefill") / seconds("first token"),
+        "first token": seconds("first token", "prefill 16") / seconds("first token", "decode 16"),
         "top_k": seconds("top_k", "sampler") / step,
         "top_p": seconds("top_p", "sampler") / step,
-        "engine": _median(rows["decode 64"], "results", "decode", "ops", "engine"),
-        "threads, prefill": seconds("prefill 512, one thread", "prefill") / seconds("prefill 512", "prefill"),
+        "engine": _median(rows["decode 64"], "results", "decode 64", "ops", "engine"),
+        "threads, prefill": seconds("prefill 512, one thread", "prefill 512") / seconds("prefill 512", "prefill 512"),
         "threads, decode": speedup / (bandwidth("decode 1") / bandwidth("decode 1, one thread")),
     }
