@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog import TASKS, Peer, Task
+from catalog import Peer, Task
+from prepare import WORKERS, library_of
 
-WORKERS = Path(__file__).parent / "workers"
 CHECKED_TOKENS = 32
 # "How to sleep well: 1. Keep a regular schedule. ...", of whose continuation SmolLM2 is sure.
 CHECKED_PROMPT = [
@@ -33,16 +33,18 @@ class Worker:
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("wb"),
-            env={**os.environ, **environment},
-            text=True,
-        )
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env={**os.environ, **environment},
+                text=True,
+            )
         ready = self._answer()
         self.load_seconds: float = ready["load_seconds"]
+        self.facts: dict[str, int] = ready["facts"]
         self.peak_bytes: int = ready["peak_bytes"]
 
     def _answer(self) -> dict[str, Any]:
@@ -64,6 +66,10 @@ class Worker:
         """The answer to the prompt that all engines are compared on."""
         tokens: list[int] = self._ask(do="greedy", prompt=CHECKED_PROMPT, num_tokens=CHECKED_TOKENS)["tokens"]
         return tokens
+
+    def margin(self, answer: list[int], token: int, other: int) -> float:
+        """How much the logit of one token is above that of another after a beginning of that answer."""
+        return float(self._ask(do="margin", prompt=CHECKED_PROMPT + answer, token=token, other=other)["margin"])
 
     def seconds(self, task: Task, seed: int) -> float:
         """Times a task once."""
@@ -138,27 +144,33 @@ def start_peer(peer: Peer, python: Path, home: Path, model: Path, threads: int, 
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
     environment = {name: value.format(threads=threads, cores=cores) for name, value in peer.environment.items()}
     if peer.llama_cpp_flags:
-        environment["LLAMA_CPP_LIB_PATH"] = str(home / peer.name / "build" / "bin")
+        environment["LLAMA_CPP_LIB_PATH"] = str(library_of(home, peer))
     command = [str(python), str(WORKERS / peer.worker), str(model), "--threads", str(threads)]
     return Worker(peer.name, command, environment, log)
 
 
-def compare(pair: Pair, ours: Worker, theirs: Worker, store: Store, rounds: int, quietly: str) -> None:
+def compare(
+    pair: Pair, tasks: Sequence[Task], ours: Worker, theirs: Worker, store: Store, rounds: int, quietly: str
+) -> None:
     """Checks the answers, then times every task in turns: ours, theirs, ours, theirs."""
     if not store.of(pair, "greedy"):
         for worker in (ours, theirs):
             store.add(pair, "load", engine=worker.name, seconds=worker.load_seconds)
-        expected, found = ours.greedy(), theirs.greedy()
+        with alone(quietly):
+            expected, found = ours.greedy(), theirs.greedy()
         equal = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), len(found))  # noqa: B905
-        store.add(pair, "greedy", equal=equal, of=len(expected), ours=expected, theirs=found)
-    for task in TASKS:
+        margin = ours.margin(expected[:equal], expected[equal], found[equal]) if equal < len(found) else None
+        store.add(pair, "greedy", equal=equal, of=len(expected), margin=margin, ours=expected, theirs=found)
+    for task in tasks:
         done = sum(row["task"] == task.name for row in store.of(pair, "time"))
-        if done == 0:  # warm up
-            for worker in (ours, theirs):
-                worker.seconds(task, seed=0)
+        if done < rounds:  # warm up
+            with alone(quietly):
+                for worker in (ours, theirs):
+                    worker.seconds(task, seed=0)
         for turn in range(done, rounds):
             with alone(quietly):
                 seconds = [worker.seconds(task, seed=turn + 1) for worker in (ours, theirs)]
             store.add(pair, "time", task=task.name, tokens=task.tokens(), ours=seconds[0], theirs=seconds[1])
-    for worker in (ours, theirs):
-        store.add(pair, "memory", engine=worker.name, bytes=worker.peak_bytes)
+    if not store.of(pair, "memory"):
+        for worker in (ours, theirs):
+            store.add(pair, "memory", engine=worker.name, bytes=worker.peak_bytes)

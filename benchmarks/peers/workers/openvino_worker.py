@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import openvino
 import openvino_genai
-from protocol import Engine, serve
+from protocol import WholeAnswers, serve
 
 
-class OpenVino(Engine):
+class OpenVino(WholeAnswers):
     def __init__(self, directory: Path, threads: int) -> None:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.cache_size = 1  # GB
@@ -25,7 +24,7 @@ class OpenVino(Engine):
             INFERENCE_PRECISION_HINT="bf16",
         )
 
-    def _generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         config = openvino_genai.GenerationConfig()
         config.do_sample = False
         config.ignore_eos = True
@@ -33,17 +32,6 @@ class OpenVino(Engine):
         ids = np.array(prompts, np.int64)
         inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         return self.pipeline.generate(inputs, config).tokens
-
-    def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        return list(self._generate([prompt], num_tokens)[0])
-
-    def prefill(self, prompts: list[list[int]]) -> float:
-        return self.complete(prompts, 1)
-
-    def complete(self, prompts: list[list[int]], num_tokens: int) -> float:
-        started = time.perf_counter()
-        self._generate(prompts, num_tokens)
-        return time.perf_counter() - started
 
 
 if __name__ == "__main__":

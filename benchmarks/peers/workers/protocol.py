@@ -1,7 +1,7 @@
 """What every worker speaks: requests and answers, a line of JSON each, on standard input and output.
 
 A worker runs in the virtual environment of one engine and imports nothing of the harness but this file. It loads a
-model when it starts, answers ``{"ready": ...}``, and then measures whatever it is asked for.
+model when it starts, says how long that took, and then measures whatever it is asked for.
 """
 
 from __future__ import annotations
@@ -30,13 +30,39 @@ class Engine(ABC):
     def prefill(self, prompts: list[list[int]]) -> float:
         """Time until all prompts have their first token."""
 
+    @abstractmethod
     def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Time that the tokens after each first one take."""
-        return self.complete(prompts, num_tokens) - self.prefill(prompts)
 
-    def complete(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """Time of prompts and answers: for engines that are seen from outside only."""
+    def facts(self) -> dict[str, object]:
+        """What the harness wants to know about the loaded model."""
+        return {}
+
+    def margin(self, prompt: list[int], token: int, other: int) -> float:
+        """How much the logit of one next token is above that of another."""
         raise NotImplementedError
+
+
+class WholeAnswers(Engine):
+    """An engine that is seen from outside only: prompts go in, answers come out."""
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        """The answers to some prompts that start together."""
+
+    def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
+        return list(self.generate([prompt], num_tokens)[0])
+
+    def prefill(self, prompts: list[list[int]]) -> float:
+        return self._seconds(prompts, 1)
+
+    def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
+        return self._seconds(prompts, num_tokens) - self._seconds(prompts, 1)
+
+    def _seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+        started = time.perf_counter()
+        self.generate(prompts, num_tokens)
+        return time.perf_counter() - started
 
 
 def prompts_of(length: int, batch: int, seed: int) -> list[list[int]]:
@@ -48,6 +74,8 @@ def prompts_of(length: int, batch: int, seed: int) -> list[list[int]]:
 def _answer(engine: Engine, request: dict[str, object]) -> dict[str, object]:
     if request["do"] == "greedy":
         return {"tokens": engine.greedy(request["prompt"], request["num_tokens"])}
+    if request["do"] == "margin":
+        return {"margin": engine.margin(request["prompt"], request["token"], request["other"])}
     prompts = prompts_of(request["prompt"], request["batch"], request["seed"])
     if request["do"] == "prefill":
         return {"seconds": engine.prefill(prompts)}
@@ -71,6 +99,6 @@ def serve(load: type[Engine]) -> None:
 
     started = time.perf_counter()
     engine = load(arguments.model, arguments.threads)
-    send({"ready": True, "load_seconds": time.perf_counter() - started})
+    send({"load_seconds": time.perf_counter() - started, "facts": engine.facts()})
     for line in sys.stdin:
         send(_answer(engine, json.loads(line)))

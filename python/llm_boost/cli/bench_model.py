@@ -83,10 +83,15 @@ WORKLOADS = (
 )
 
 
+def bench_program() -> str | None:
+    """Returns the path of `llm_boost_bench`; None where it is not installed."""
+    places = [Path(sysconfig.get_path("scripts")), Path(_core.__file__).parent / "bin"]
+    return shutil.which("llm_boost_bench", path=":".join(map(str, places)))
+
+
 def find_limits(num_threads: int) -> Limits | None:
     """Asks `llm_boost_bench` what the machine can do; None where that program is not installed."""
-    places = [Path(sysconfig.get_path("scripts")), Path(_core.__file__).parent / "bin"]
-    program = shutil.which("llm_boost_bench", path=":".join(map(str, places)))
+    program = bench_program()
     if program is None:
         return None
     done = subprocess.run(  # noqa: S603  # a program of this package, with numbers for arguments
