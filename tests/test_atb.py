@@ -237,7 +237,9 @@ def test_graph_launch_mode(
         )
     operations = 2 + MODELS[name].layers  # of a step
     assert captured == 2 * operations  # two sizes
-    assert replayed == 3 * 5 * operations  # three calls of `generate`, whose first tokens come from prefill
+    # Three calls of `generate`, whose first tokens come from prefill; more where a prompt came a step late.
+    assert replayed >= 3 * 5 * operations
+    assert replayed % operations == 0
 
 
 @needs_atb

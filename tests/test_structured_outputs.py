@@ -88,8 +88,8 @@ class TestForms:
                 num_running.append(model.stats()["num_running"])
             elif piece.finish_reason is not None:
                 ended = piece.index
-        assert len(num_running) > 3
-        assert set(num_running[1:-1]) == {1}
+        assert len(num_running) > 4
+        assert set(num_running[1:-2]) == {1}  # when the last but one is shown, the last may be there already
 
     def test_a_stream_ended_early_leaves_nothing(self, model: Model) -> None:
         stream = model.stream("abc", SamplingParams(structured_outputs={"regex": "[a-z]{300}"}, max_tokens=400))
