@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
-import pytest
-
 T = TypeVar("T")
 
 SANITIZED = "LLM_BOOST_SANITIZER" in os.environ
@@ -15,11 +13,6 @@ SANITIZED = "LLM_BOOST_SANITIZER" in os.environ
 def reduced(usual: T, sanitized: T) -> T:
     """How much a test does: less under a sanitizer, where everything takes ten times as long."""
     return sanitized if SANITIZED else usual
-
-
-def not_sanitized(reason: str) -> pytest.MarkDecorator:
-    """For tests that make no sense under a sanitizer."""
-    return pytest.mark.skipif(SANITIZED, reason=f"under a sanitizer: {reason}")
 
 
 def environment_without_sanitizer() -> dict[str, str]:
