@@ -4,7 +4,8 @@
 #   ATB_HOME_PATH                               NNAL's ATB, a directory cxx_abi_0 or cxx_abi_1: include/atb, lib/libatb.so
 #
 # Gives ATB_FOUND, ATB_VERSIONS (for people), ATB_HAS_LAUNCH_MODE (CANN 8.2 and later), and the target ATB::ATB, which
-# carries the C++ ABI that the libraries were built with. Where something is missing, ATB_NOT_FOUND_MESSAGE says what, and which file to source.
+# carries the C++ ABI that the libraries were built with. Where something is missing, ATB_NOT_FOUND_MESSAGE says what, and
+# which file to source.
 
 include(FindPackageHandleStandardArgs)
 

@@ -46,11 +46,11 @@ class CacheLayout {
       const std::int64_t to = target * block_size / kLanes + i;
       for (std::int64_t head = 0; head < num_kv_heads_; ++head) {
         const CacheView cache = view(layer, head, block_size);
-        const auto at = [&](std::uint32_t* base, std::int64_t group, std::int64_t words) {
-          return base + group / kRunGroups * cache.run_stride + group % kRunGroups * words;
+        const auto copy = [&](std::uint32_t* base, std::int64_t words) {
+          std::copy_n(base + group_offset(cache, from, words), words, base + group_offset(cache, to, words));
         };
-        std::copy_n(at(cache.keys, from, key_words()), key_words(), at(cache.keys, to, key_words()));
-        std::copy_n(at(cache.values, from, value_words()), value_words(), at(cache.values, to, value_words()));
+        copy(cache.keys, cache.key_words);
+        copy(cache.values, cache.value_words);
       }
     }
   }

@@ -91,6 +91,11 @@ struct CacheView {
   DType dtype = DType::kF32;    // kBF16 or kF32
 };
 
+// Words from the keys, or the values, of group 0 to those of another, `group_words` being key_words or value_words.
+constexpr std::int64_t group_offset(const CacheView& cache, std::int64_t group, std::int64_t group_words) {
+  return group / kRunGroups * cache.run_stride + group % kRunGroups * group_words;
+}
+
 struct RopeRow {
   const float* cos = nullptr;  // [head_dim / 2]
   const float* sin = nullptr;
