@@ -9,8 +9,8 @@ namespace lb::cpu {
 
 template <class F>
 void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
-  shares_.run(member_, ceil_div(count, chunk),
-              [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
+  share_pieces(ceil_div(count, chunk),
+               [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
 }
 
 const PackedWeight& StepRunner::weight(int index) const {
@@ -22,10 +22,7 @@ std::byte* StepRunner::at(View view) const {
   return const_cast<std::byte*>(program_.arena_.data()) + buffer.offset + view.column * buffer.element_bytes;
 }
 
-std::int64_t StepRunner::num_rows(Rows rows) const {
-  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size()
-                                                         : program_.batch_->logit_rows.size());
-}
+std::int64_t StepRunner::num_rows(Rows rows) const { return program_.num_rows(rows); }
 
 RopeRow StepRunner::rope_at(std::int64_t position) const {
   const std::int64_t offset = position * program_.rope_.half_dim;
@@ -75,7 +72,7 @@ void StepRunner::operator()(const LinearStep& step) const {
   const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
   const auto* x = at(step.x);
   auto* out = at(step.out);
-  shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
+  share_pieces(pieces.count(), [&](std::int64_t piece) {
     const std::int64_t first_row = pieces.first_row(piece);
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
@@ -111,7 +108,7 @@ void StepRunner::operator()(const AttentionStep& step) const {
   const std::size_t num_sequences = batch.context_len.size();
   const std::int64_t group = step.num_heads / step.num_kv_heads;
   const BufferSpec& out = spec(step.out);
-  shares_.run(member_, items[num_sequences], [&](std::int64_t item) {
+  share_pieces(items[num_sequences], [&](std::int64_t item) {
     const auto after =
         std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
     const auto s = static_cast<std::size_t>(after - items.begin()) - 1;
