@@ -24,10 +24,16 @@ CacheLayout cache_layout(const ModelGraph& graph, DType dtype) {
   throw InternalError("a layer without a cache");
 }
 
+std::int64_t num_query_heads(const ModelGraph& graph) {
+  for (const Op& op : graph.layer.ops) {
+    if (const auto* attention = std::get_if<PagedAttention>(&op)) return attention->num_heads;
+  }
+  throw InternalError("a layer without attention");
+}
+
 std::size_t attention_scratch_bytes(std::int64_t head_dim) {
   const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
-  const std::int64_t floats = kQueryRows * (2 + padded + head_dim);
-  return static_cast<std::size_t>(floats) * sizeof(float) + 4 * 64;  // four parts, each rounded up to a cache line
+  return static_cast<std::size_t>(attention_tile_floats(kQueryRows, padded) + kQueryRows * head_dim) * sizeof(float);
 }
 
 CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
@@ -36,7 +42,8 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
       pool_(pool),
       options_(options),
       rope_(graph.rope),
-      cache_layout_(cache_layout(graph, options.activation_dtype)) {
+      cache_layout_(cache_layout(graph, options.activation_dtype)),
+      attention_(num_query_heads(graph), cache_layout_, options, pool.size()) {
   if (options.activation_dtype == DType::kF16) {
     throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
   }
@@ -66,7 +73,6 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
-  attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
   const std::size_t per_layer = layers_.graph.steps.size();
   find_products();
   for (std::size_t step = 0; step < next_product_.size(); ++step) shares_.emplace_back(pool.size());
@@ -144,16 +150,9 @@ void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
 
 void CpuProgram::prepare(const StepBatch& batch) {
   batch_ = &batch;
-  std::int64_t group = 1;
-  for (const Step& step : layers_.graph.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step.kind))
-      group = attention->num_heads / attention->num_kv_heads;
-  }
+  attention_.prepare(batch);
   std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
   for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
-    const std::int64_t rows = (batch.seq_begin[s + 1] - batch.seq_begin[s]) * group;
-    attention_items_[s + 1] =
-        attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * cache_layout_.num_kv_heads();
     last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
   }
   for (WorkShares& shares : shares_) shares.reset();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/attention_pieces.h"
 #include "backend/cpu/cache_layout.h"
 #include "backend/cpu/lowering.h"
 #include "backend/cpu/next_weights.h"
@@ -63,17 +64,17 @@ class CpuProgram final : public Program {
   Stage head_;
   std::unique_ptr<PackedWeights> packed_;
 
-  CacheLayout cache_layout_;
+  const CacheLayout cache_layout_;
   std::int64_t layer_cache_words_ = 0;
   mutable Buffer cache_;
   Buffer arena_;
   std::size_t scratch_stride_ = 0;
   Buffer scratch_;  // [threads] for attention
+  mutable AttentionPieces attention_;
 
   // Of the step that runs.
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
-  std::vector<std::int64_t> attention_items_;   // [S + 1] prefix sums
   std::deque<WorkShares> shares_;               // one per step of the whole model
   std::vector<Product> next_product_;           // the first one behind each step of the whole model
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
@@ -81,5 +82,6 @@ class CpuProgram final : public Program {
 
 // The cache of one layer of a model.
 CacheLayout cache_layout(const ModelGraph& graph, DType dtype);
+std::int64_t num_query_heads(const ModelGraph& graph);
 
 }  // namespace lb::cpu
