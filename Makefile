@@ -67,7 +67,7 @@ tsan: $(VENV)/ready
 	$(PIP) --group test
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(call SANITIZED,tsan)
 	$(BIN)/llm-boost pull $(MODEL) || $(MAKE) demo
-	PYTHONPATH=build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
+	PYTHONPATH=build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest --capture=sys
 
 clean:
