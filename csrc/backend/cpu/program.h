@@ -9,7 +9,6 @@
 #include "backend/cpu/attention_pieces.h"
 #include "backend/cpu/cache_layout.h"
 #include "backend/cpu/lowering.h"
-#include "backend/cpu/next_weights.h"
 #include "backend/cpu/packing.h"
 #include "backend/cpu/work_shares.h"
 #include "base/memory.h"
@@ -39,18 +38,9 @@ class CpuProgram final : public Program {
     std::vector<std::size_t> first_weight;  // per repetition: where its weights start in packed_->weights()
   };
 
-  // A matrix product of the whole model.
-  struct Product {
-    const PackedWeight* weight = nullptr;
-    Rows rows = Rows::kTokens;
-  };
-
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
-  void find_products();
   void prepare(const StepBatch& batch);
-  void run_stage(const Stage& stage, std::size_t& step_index, NextWeights& next, int member);
-  void aim(NextWeights& next, const Product& product, const WorkShares& shares, int member) const;
-  std::int64_t num_rows(Rows rows) const;
+  void run_stage(const Stage& stage, int& step_index, int member);
   std::uint32_t* layer_cache(std::int64_t layer) const;
   CacheView cache_view(std::int64_t layer, std::int64_t kv_head) const;
 
@@ -76,7 +66,6 @@ class CpuProgram final : public Program {
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
   std::deque<WorkShares> shares_;               // one per step of the whole model
-  std::vector<Product> next_product_;           // the first one behind each step of the whole model
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 

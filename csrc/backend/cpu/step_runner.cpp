@@ -9,8 +9,8 @@ namespace lb::cpu {
 
 template <class F>
 void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
-  share_pieces(ceil_div(count, chunk),
-               [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
+  shares_.run(member_, ceil_div(count, chunk),
+              [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
 }
 
 const PackedWeight& StepRunner::weight(int index) const {
@@ -22,7 +22,10 @@ std::byte* StepRunner::at(View view) const {
   return const_cast<std::byte*>(program_.arena_.data()) + buffer.offset + view.column * buffer.element_bytes;
 }
 
-std::int64_t StepRunner::num_rows(Rows rows) const { return program_.num_rows(rows); }
+std::int64_t StepRunner::num_rows(Rows rows) const {
+  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size()
+                                                         : program_.batch_->logit_rows.size());
+}
 
 RopeRow StepRunner::rope_at(std::int64_t position) const {
   const std::int64_t offset = position * program_.rope_.half_dim;
@@ -72,7 +75,7 @@ void StepRunner::operator()(const LinearStep& step) const {
   const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
   const auto* x = at(step.x);
   auto* out = at(step.out);
-  share_pieces(pieces.count(), [&](std::int64_t piece) {
+  shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
     const std::int64_t first_row = pieces.first_row(piece);
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
@@ -106,7 +109,7 @@ void StepRunner::operator()(const AttentionStep& step) const {
   const StepBatch& batch = *program_.batch_;
   const BufferSpec& out = spec(step.out);
   AttentionPieces& pieces = program_.attention_;
-  share_pieces(pieces.count(), [&](std::int64_t index) {
+  shares_.run(member_, pieces.count(), [&](std::int64_t index) {
     const AttentionPieces::Piece piece = pieces[index];
     const std::size_t s = piece.sequence;
     const std::int64_t first_token = batch.seq_begin[s];
