@@ -118,6 +118,8 @@ WRONG_LINES: dict[str, tuple[Any, str]] = {
     "stream": (completion(0, stream=True), "stream is true"),
     "field": (completion(0, temprature=1), "did you mean 'temperature'"),
     "value": (completion(0, temperature=-1), "temperature is -1"),
+    "listed url": ({**completion(0), "url": ["a"]}, "unknown url"),
+    "listed model": (completion(0, model=["a"]), "model is ['a']"),
     "long": (completion(0, prompt="x" * 600), "tokens"),
     "huge": (completion(0, prompt="x" * (5 << 20)), "expected at most 4194304"),
 }

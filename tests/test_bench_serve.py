@@ -443,10 +443,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "the first request failed: status 429: full" in written.err
 
 
-@pytest.mark.parametrize("option", [["--num-prompts", "0"], ["--max-concurrency", "0"], ["--extra-body", "[]"]])
+@pytest.mark.parametrize(
+    "option", [["--num-prompts", "0"], ["--max-concurrency", "0"], ["--extra-body", "[]"], ["--timeout", "0"]]
+)
 def test_wrong_options(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serve", *option]) == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_result_that_cannot_be_written_is_refused_before_the_run(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path, tmp_path / "none" / "result"):
+        assert main(["bench", "serve", "--base-url", "http://127.0.0.1:1", option, str(path)]) == 2
+        assert f"{path}: cannot be written" in capsys.readouterr().err
 
 
 def test_the_plot(tmp_path: Path) -> None:

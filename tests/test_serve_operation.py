@@ -136,7 +136,14 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         "values",
-        [{"served_model_names": ()}, {"api_key": ""}, {"api_key": "a\nb"}, {"max_queue": -1}, {"max_prompts": 0}],
+        [
+            {"served_model_names": ()},
+            {"api_key": ""},
+            {"api_key": "a\nb"},
+            {"api_key": "a "},
+            {"max_queue": -1},
+            {"max_prompts": 0},
+        ],
     )
     def test_settings_are_checked(self, values: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
@@ -357,6 +364,21 @@ class TestProcess:
         code, log = self.end(process)
         assert code == 0, log
 
+    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+    def test_a_second_signal_does_not_wait_for_streams(self, smollm2_directory: Path, sent: signal.Signals) -> None:
+        process, port = self.start(smollm2_directory, "--drain-seconds", "3600")
+        connection, response = self.stream(port, 4000)
+        process.send_signal(sent)
+        assert process.stderr is not None
+        while "Shutting down" not in process.stderr.readline():
+            pass
+        process.send_signal(sent)
+        rest = response.read().decode().split("\n\n")
+        assert json.loads(rest[-3].strip().removeprefix("data: "))["error"]["code"] == "shutting_down"
+        connection.close()
+        code, log = self.end(process)
+        assert code == (0 if sent == signal.SIGTERM else 130), log
+
     def test_other_machines_need_a_key(
         self, tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -369,8 +391,19 @@ class TestProcess:
         [
             ("prot: 5", "did you mean 'port'?"),
             ("port: many", "port is 'many', expected int"),
-            ("[1, 2]", "expected a mapping of options, found list"),
-            ("a: [", "is not YAML"),
+            ("[1, 2]", "expected a mapping of keys to values"),
+            ("", "the document is empty"),
+            ("a: [", "serve.yaml:1: "),
+            ("port: 1\nport: 2", "serve.yaml:2: the key 'port' is there twice"),
+            ("max-queue: 1\nmax_queue: 2", "serve.yaml:2: max_queue is there already, at "),
+            ("port: 1 #" + "#" * (1 << 20), "has more than 256 KiB"),
+            ("api_key: 0123", "api_key is 83, which YAML takes for a number; put it in quotes"),
+            ("api_key: ''", "api_key is empty"),
+            ("metrics_prefix: a b", "metrics_prefix is 'a b', expected letters"),
+            ("drain_seconds: inf", "drain_seconds is inf"),
+            ("port: 65536", "cannot listen on host '127.0.0.1', port 65536"),
+            ("host: 127.0.0.1\nport: {taken}", "cannot listen on host '127.0.0.1', port {taken}: Address already in"),
+            ("host: nowhere.invalid\ninsecure: true", "cannot listen on host 'nowhere.invalid'"),
             ("insecure: 3", "insecure is 3, expected true or false"),
             ("log-level: loud", "log_level is 'loud', expected one of debug, info"),
             ("max-queue: -1", "max_queue is -1, expected 0 or more"),
@@ -387,9 +420,17 @@ class TestProcess:
     ) -> None:
         monkeypatch.delenv("LLM_BOOST_API_KEY", raising=False)
         config = tmp_path / "serve.yaml"
-        config.write_text(text)
-        assert main(["serve", "no-such-model", "--config", str(config)]) == 2
-        assert message in capsys.readouterr().err
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = str(other.getsockname()[1])
+            config.write_text(text.replace("{taken}", taken))
+            assert main(["serve", "no-such-model", "--config", str(config)]) == 2
+        assert message.replace("{taken}", taken) in capsys.readouterr().err
+
+    def test_an_empty_key_is_no_key(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable of the shell that is not set must not open the server."""
+        monkeypatch.setenv("LLM_BOOST_API_KEY", "secret")
+        assert main(["serve", "no-such-model", "--api-key", ""]) == 2
+        assert "api_key is empty" in capsys.readouterr().err
 
     def test_the_command_line_wins_over_the_file(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

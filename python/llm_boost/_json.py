@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ def parse_json_object(data: bytes, where: str, error: type[LlmBoostError]) -> di
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise error(f"{where}: has the key '{twice}' twice")
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise error(f"{where}: has the key {ascii(twice)[:100]} twice")
         return found
 
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except error:
+        raise
     except (ValueError, RecursionError) as problem:
         raise error(f"{where}: is not valid JSON: {problem}") from problem
     if not isinstance(parsed, dict):

@@ -270,15 +270,16 @@ class BatchRunner:
             raise RequestError(f"custom_id is {entry.get('custom_id')!r:.40}, expected text")
         if entry.get("method", "POST") != "POST":
             raise RequestError(f"method is {entry['method']!r:.40}, expected 'POST'")
-        if entry.get("url") not in _ROUTES:
-            raise RequestError(unknown_name("url", str(entry.get("url"))[:60], _ROUTES))
+        url = entry.get("url")
+        if not isinstance(url, str) or url not in _ROUTES:
+            raise RequestError(unknown_name("url", str(url)[:60], _ROUTES))
         body = entry.get("body")
         if not isinstance(body, dict):
             raise RequestError(f"body is {body!r:.40}, expected an object")
         names = self._settings.served_model_names
         if (name := body.get("model", names[0])) not in names:
             raise RequestError(f"model is {name!r:.60}, but this batch runs {' or '.join(names)}")
-        call = _ROUTES[entry["url"]](body, self._model, self._settings)
+        call = _ROUTES[url](body, self._model, self._settings)
         if call.streams:
             raise RequestError("stream is true, but the answers of a batch are written as a whole; leave it out")
         return entry["custom_id"], call

@@ -88,6 +88,11 @@ def main(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
     if not isinstance(arguments.extra_body, dict):
         raise ConfigError(f"--extra-body is {arguments.extra_body!r}, expected a JSON object")
+    if not arguments.timeout > 0:
+        raise ConfigError(f"--timeout is {arguments.timeout}, expected more than 0")
+    for path in filter(None, (arguments.json, arguments.plot)):  # before the time for a measurement is spent
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f"{path}: cannot be written: there is no such folder, or it is one itself")
     goodput = parse_goodput(arguments.goodput)
     model, records, duration = asyncio.run(_run(arguments))
     result = _description(arguments, model) | summarize(records, duration, goodput)

@@ -9,16 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_boost._suggest import unknown_name
+from llm_boost._yaml import Node, read_yaml
 from llm_boost.cli.options import add_loading_options, load_model
 from llm_boost.errors import ConfigError
 
 SUMMARY = "serve a model over HTTP, as OpenAI's API"
 
 _KEY_VARIABLE = "LLM_BOOST_API_KEY"
-_MAX_CONFIG_BYTES = 1 << 20
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # The other defaults are those of `ServerSettings` and `Model.from_pretrained`.
 _DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "insecure": False, "log_level": "info"}
@@ -55,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Loads the model and serves it until a signal comes."""
     try:
         from llm_boost.serve import ServerSettings
-        from llm_boost.serve.lifecycle import run_server
+        from llm_boost.serve.lifecycle import bind, run_server
         from llm_boost.serve.logs import configure_logs
     except ImportError as error:
         raise ConfigError(f'llm-boost serve needs the package {error.name}: pip install "llm_boost[serve]"') from error
@@ -64,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name, default in _DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
-    key = arguments.api_key or os.environ.get(_KEY_VARIABLE) or None
+    key = arguments.api_key if arguments.api_key is not None else os.environ.get(_KEY_VARIABLE) or None
     if key is None and not arguments.insecure and not _is_loopback(arguments.host):
         raise ConfigError(
             f"--host {arguments.host} lets other machines in: set {_KEY_VARIABLE}, or say --insecure to do without"
@@ -82,8 +80,8 @@ def main(arguments: argparse.Namespace) -> int:
         given[name] = tuple(given.get(name, ()))
     settings = ServerSettings(**given)
     configure_logs(arguments.log_level)
-    with load_model(arguments) as model:
-        run_server(model, settings, host=arguments.host, port=arguments.port)
+    with bind(arguments.host, arguments.port) as bound, load_model(arguments) as model:
+        run_server(model, settings, bound)
     return 0
 
 
@@ -103,32 +101,22 @@ def _apply_config(arguments: argparse.Namespace) -> None:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     add_arguments(parser)
     options = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "config"}
-    for name, value in _read_config(arguments.config).items():
-        key = str(name).replace("-", "_")
+    found: dict[str, Node] = {}
+    for name, node in read_yaml(arguments.config).value.items():
+        key = name.replace("-", "_")
         if key not in options:
-            raise ConfigError(f"{arguments.config}: {unknown_name('option', key, options)}")
-        converted = _convert(arguments.config, options[key], value)
+            raise ConfigError(f"{node.where}: {unknown_name('option', key, options)}")
+        if key in found:
+            raise ConfigError(f"{node.where}: {key} is there already, at {found[key].where}; give one of them")
+        found[key] = node
+        converted = _convert(options[key], node)
         if getattr(arguments, key) is None:
             setattr(arguments, key, converted)
 
 
-def _read_config(path: Path) -> dict[Any, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_CONFIG_BYTES)
-        config = yaml.safe_load(data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: expected a mapping of options, found {type(config).__name__}")
-    return config
-
-
-def _convert(path: Path, action: argparse.Action, value: object) -> object:
+def _convert(action: argparse.Action, node: Node) -> object:
     """The value as the command line would have given it."""
-    where = f"{path}: {action.dest}"
+    where, value = f"{node.where}: {action.dest}", node.plain()
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} is {value!r:.40}, expected true or false")
@@ -136,6 +124,8 @@ def _convert(path: Path, action: argparse.Action, value: object) -> object:
     items = value if isinstance(value, list) and action.nargs == "+" else [value]
     if not items or any(isinstance(item, (bool, dict, list)) or item is None for item in items):
         raise ConfigError(f"{where} is {value!r:.40}, expected a plain value")
+    if action.type is None and not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"{where} is {value!r:.40}, which YAML takes for a number; put it in quotes")
     kind: Any = action.type or str
     try:
         converted = [kind(str(item)) for item in items]

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -41,6 +41,7 @@ _log = logging.getLogger("llm_boost.serve")
 _Result = TypeVar("_Result")
 # Rendering, tokenizing and compiling grammars: most of that is done without the interpreter's lock, or elsewhere.
 _NUM_WORKERS = 4
+_SMALL_BODY = 1 << 14  # parsing so many bytes takes less time than going to a worker thread and back
 
 Parse = Callable[[Mapping[str, Any], Model, ServerSettings], Call]
 
@@ -116,7 +117,6 @@ class Server:
         self.draining = False
         self._max_model_len = info.max_model_len
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="llm-boost-worker")
-        self._num_waiting_for_workers = 0
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -132,8 +132,11 @@ class Server:
     def drain(self) -> None:
         """Refuses new requests from now on; those under way end with an error after `drain_seconds`."""
         self.draining = True
-        error = ApiError(503, "the server is shutting down", code="shutting_down")
-        asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.engine.abort_all, error)
+        asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.abort)
+
+    def abort(self) -> None:
+        """Ends requests that are under way with an error."""
+        self.engine.abort_all(_shutting_down())
 
     # -- Routes that generate --------------------------------------------------------------------------------------
 
@@ -143,9 +146,15 @@ class Server:
         async def endpoint(request: Request) -> Response:
             try:
                 self._require_room()
-                body = await self._read(request)
-                call = parse(body, self.model, self.settings)
-                self._check_model(body.get("model"))
+                data = await self._read(request)
+
+                def parsed() -> tuple[dict[str, Any], Call]:
+                    body = parse_json_object(data, "the body", RequestError)
+                    call = parse(body, self.model, self.settings)
+                    self._check_model(body.get("model"))
+                    return body, call
+
+                body, call = parsed() if len(data) <= _SMALL_BODY else await self.in_worker(parsed)
                 return await self._answer(request, call, body)
             except Exception as error:  # noqa: BLE001  # all errors become answers
                 return _error_answer(error)
@@ -154,7 +163,7 @@ class Server:
 
     def _require_room(self) -> None:
         if self.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+            raise _shutting_down()
         try:
             self.admission.require_room()
         except ApiError:
@@ -176,13 +185,16 @@ class Server:
             if call.streams:
                 return self._stream(call, generation, lease)
             await self._unless_disconnected(request, generation.finish())
-            outputs = [running.result(str(index)) for index, running in enumerate(generation.requests)]
-            response = json_response(call.response(self.model, outputs))
+            response = await asyncio.to_thread(self._response, call, generation)
         except BaseException:
             lease.end()
             raise
         lease.end()
         return response
+
+    def _response(self, call: Call, generation: Generation) -> Response:
+        outputs = [running.result(str(index)) for index, running in enumerate(generation.requests)]
+        return json_response(call.response(self.model, outputs))
 
     async def _begin(self, call: Call, lease: _Lease) -> Generation:
         """Encodes prompts and submits them, off the event loop."""
@@ -228,7 +240,7 @@ class Server:
         """The result of `work`, unless the client goes first.
 
         Raises:
-            ApiError: It did; nobody will read it.
+            ApiError: It did.
         """
         task = asyncio.ensure_future(work)
         watch = asyncio.ensure_future(wait_for_disconnect(request.receive))
@@ -236,7 +248,7 @@ class Server:
             await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise ApiError(499, "the client closed the connection")
+            raise _client_gone()
         finally:
             task.cancel()
             watch.cancel()
@@ -251,9 +263,14 @@ class Server:
         async def endpoint(request: Request) -> Response:
             try:
                 self._require_room()
-                body = await self._read(request)
-                self._check_model(body.get("model"))
-                return json_response(await self.in_worker(functools.partial(compute, body, self.model)))
+                data = await self._read(request)
+
+                def computed() -> Response:
+                    body = parse_json_object(data, "the body", RequestError)
+                    self._check_model(body.get("model"))
+                    return json_response(compute(body, self.model))
+
+                return await self.in_worker(computed)
             except Exception as error:  # noqa: BLE001  # all errors become answers
                 return _error_answer(error)
 
@@ -303,26 +320,32 @@ class Server:
 
     # -- Bodies ----------------------------------------------------------------------------------------------------
 
-    async def _read(self, request: Request) -> dict[str, Any]:
-        """The body of a request, a JSON object.
+    async def _read(self, request: Request) -> bytes:
+        """The body of a request.
 
         Raises:
-            ApiError: It is not JSON by its header, or too large.
-            RequestError: It is not a JSON object.
+            ApiError: It is not JSON by its header, or too large, or the client went before it had sent it.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             # Pages of other sites can send the few other types without asking (CSRF).
             raise ApiError(415, "the Content-Type is not application/json")
         limit = self.settings.max_body_bytes
+        too_large = ApiError(
+            413, f"the body has more than {limit} bytes", code="body_too_large", headers={"Connection": "close"}
+        )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
         data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limit:
-                raise ApiError(
-                    413, f"the body has more than {limit} bytes", code="body_too_large", headers={"Connection": "close"}
-                )
-        return parse_json_object(bytes(data), "body", RequestError)
+        try:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > limit:
+                    raise too_large
+        except ClientDisconnect:
+            raise _client_gone() from None
+        return bytes(data)
 
     def _check_model(self, name: object) -> None:
         names: Sequence[str] = self.settings.served_model_names
@@ -356,6 +379,15 @@ class _Lease:
         if self.generation is not None:
             self._server.engine.close_generation(self.generation)
         self._server.admission.release(self._count)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")
+
+
+def _client_gone() -> ApiError:
+    """For the log: nobody will read it."""
+    return ApiError(499, "the client closed the connection")
 
 
 def _error_answer(error: Exception) -> Response:

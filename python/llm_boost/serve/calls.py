@@ -112,16 +112,22 @@ class CallHead:
             "choices": choices,
         }
 
-    def event(self, kind: str, choice: dict[str, Any], requests: Sequence[RunningRequest]) -> dict[str, Any]:
+    def event(
+        self, kind: str, choice: dict[str, Any], requests: Sequence[RunningRequest], *, drop_output: bool = False
+    ) -> dict[str, Any]:
         """An event of a stream with one choice."""
         event = self.envelope(kind, [choice])
         if self.include_usage:
-            event["usage"] = running_usage(requests) if self.continuous_usage else None
+            event["usage"] = running_usage(requests, drop_output=drop_output) if self.continuous_usage else None
         return event
 
-    def last_events(self, kind: str, requests: Sequence[RunningRequest]) -> list[dict[str, Any]]:
+    def last_events(
+        self, kind: str, requests: Sequence[RunningRequest], *, drop_output: bool = False
+    ) -> list[dict[str, Any]]:
         """What follows the last choice of a stream."""
-        return [self.envelope(kind, []) | {"usage": running_usage(requests)}] if self.include_usage else []
+        if not self.include_usage:
+            return []
+        return [self.envelope(kind, []) | {"usage": running_usage(requests, drop_output=drop_output)}]
 
     def cut(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The end of a prompt, where the body says so."""
@@ -138,11 +144,11 @@ def usage(outputs: Sequence[RequestOutput], *, drop_output: bool = False) -> dic
     )
 
 
-def running_usage(requests: Sequence[RunningRequest]) -> dict[str, Any]:
+def running_usage(requests: Sequence[RunningRequest], *, drop_output: bool = False) -> dict[str, Any]:
     """The usage object of requests as far as they are."""
     return _usage(
         sum(len(request.prompt_token_ids) for request in requests),
-        sum(request.num_output_tokens for request in requests),
+        0 if drop_output else sum(request.num_output_tokens for request in requests),
         sum(request.num_cached_tokens for request in requests),
     )
 

@@ -204,6 +204,8 @@ def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise RequestError(f"{where}.role is {ascii(message.get('role'))[:40]}, expected text")
     plain = dict(message)
     content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        raise RequestError(f"{where}.content is missing, expected text or a list of text parts")
     if isinstance(content, list):
         plain["content"] = "\n".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     elif content is not None and not isinstance(content, str):

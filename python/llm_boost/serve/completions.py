@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_boost._request import RunningRequest
 from llm_boost.errors import RequestError
@@ -32,6 +32,7 @@ _FIELDS = (
 )  # fmt: skip
 _DEFAULT_TOKENS = 16  # OpenAI's
 _KIND = "text_completion"
+_Result = TypeVar("_Result", CompletionOutput, TextPiece)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,7 @@ class CompletionCall:
 
     def _choice(self, model: Model, index: int, output: RequestOutput, sample: CompletionOutput) -> dict[str, Any]:
         if self.drops_output:
-            sample = replace(
-                sample, text="", token_ids=(), logprobs=None if sample.logprobs is None else (), finish_reason="length"
-            )
+            sample = _without_output(sample)
         lead = self._lead(model, output.prompt, output.prompt_token_ids) if self.echo else ""
         logprobs = None
         if sample.logprobs is not None:
@@ -156,15 +155,16 @@ class _Writer:
     def piece(self, index: int, request: RunningRequest, piece: TextPiece) -> dict[str, Any] | None:
         """The event for a piece of the request with this index; None when it says nothing."""
         call = self._call
+        piece = _without_output(piece) if call.drops_output else piece
         number = index * call.params.n + piece.index
         begins = number not in self._tables
         table = self._tables.setdefault(number, _LogprobTable(self._model, call.params.logprobs or 0))
-        text = "" if call.drops_output else piece.text
+        text = piece.text
         if begins and call.echo:
             text = call._lead(self._model, request.prompt, request.prompt_token_ids) + text
             if piece.logprobs is not None:
                 table.add(request.prompt_token_ids, request.prompt_logprobs)
-        if piece.logprobs is not None and not call.drops_output:
+        if piece.logprobs is not None:
             table.add(piece.token_ids, piece.logprobs)
         if not text and piece.finish_reason is None and not piece.logprobs and not call.head.return_token_ids:
             return None
@@ -178,14 +178,20 @@ class _Writer:
         if begins and call.shows_prompt_logprobs:
             choice["prompt_logprobs"] = prompt_logprobs_json(request.prompt_logprobs)
         if call.head.return_token_ids:
-            choice["token_ids"] = [] if call.drops_output else list(piece.token_ids)
+            choice["token_ids"] = list(piece.token_ids)
             if begins:
                 choice["prompt_token_ids"] = list(request.prompt_token_ids)
-        return call.head.event(_KIND, choice, [request])
+        return call.head.event(_KIND, choice, [request], drop_output=call.drops_output)
 
     def end(self, requests: Sequence[RunningRequest]) -> list[dict[str, Any]]:
         """What follows the last piece."""
-        return self._call.head.last_events(_KIND, requests)
+        return self._call.head.last_events(_KIND, requests, drop_output=self._call.drops_output)
+
+
+def _without_output(result: _Result) -> _Result:
+    """What is left where `max_tokens` was 0."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None if result.logprobs is None else ()
+    return replace(result, text="", token_ids=(), logprobs=logprobs, finish_reason="length", stop_reason=None)
 
 
 class _LogprobTable:

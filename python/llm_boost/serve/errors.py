@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+# How messages about a field begin.
+_PARAM = re.compile(r"([a-z_]+)[][.\w]*(?::| has | holds | is | needs | of )")
 
 
 class ApiError(Exception):
@@ -54,8 +57,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, (RequestError, ChatTemplateError, TokenizerError)):
         message = str(error)
-        first = message.split(maxsplit=1)[0].rstrip(":").partition(".")[0].partition("[")[0] if message else ""
-        return ApiError(400, message, param=first if first.replace("_", "").isalpha() and first.islower() else None)
+        named = _PARAM.match(message)
+        return ApiError(400, message, param=named and named[1])
     if isinstance(error, LlmBoostError):
         return ApiError(500, f"the engine failed: {error}", code="engine_error")
     return ApiError(500, "the server failed; its log says why", code="internal_error")

@@ -13,11 +13,12 @@ from llm_boost.outputs import RequestOutput, TextPiece
 from llm_boost.sampling_params import SamplingParams
 from llm_boost.serve.calls import EncodedPrompt, chosen, finite
 from llm_boost.serve.fields import Fields
-from llm_boost.serve.sampling import make_params
+from llm_boost.serve.sampling import check_stops, make_params
 from llm_boost.serve.settings import ServerSettings
 
 _FIELDS = ("model", "inputs", "parameters", "stream")
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "frequency_penalty", "seed", "do_sample")
+_WARPERS = ("temperature", "top_k", "top_p")
 _PARAMETERS = (*_SAMPLING, "max_new_tokens", "stop", "return_full_text", "details", "truncate", "grammar", "batch_size")
 _DEFAULT_TOKENS = 20  # MindIE's
 _GRAMMARS = {"json": "json", "regex": "regex"}
@@ -48,10 +49,12 @@ class GenerateCall:
         if inputs is None:
             raise RequestError("inputs is missing, expected text")
         given = Fields(fields.mapping("parameters") or {}, _PARAMETERS, where="parameters.")
-        values = {"do_sample": False} | given.pick(_SAMPLING)
+        # As TGI has it: what shapes the choice among tokens asks for one.
+        values = {"do_sample": any(name in given for name in _WARPERS)} | given.pick(_SAMPLING)
         stop = given.get("stop") or []
-        if not isinstance(stop, list) or len(stop) > settings.max_stop_strings:
-            raise RequestError(f"parameters.stop: expected a list of at most {settings.max_stop_strings} strings")
+        if not isinstance(stop, list):
+            raise RequestError("parameters.stop: expected a list of strings")
+        check_stops("parameters.stop", stop, settings)
         grammar = given.mapping("grammar")
         if grammar is not None:
             kind = _GRAMMARS.get(str(grammar.get("type")))

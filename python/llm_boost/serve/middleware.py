@@ -128,14 +128,18 @@ class RequestLog:
 
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-                error = ApiError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes", code="headers_too_large")
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(headers_too_large())(scope, receive, send_with_id)
                 return
             await self._app(scope, receive, send_with_id)
         finally:
             facts["seconds"] = round(time.perf_counter() - started, 4)
             level = logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO
             _log.log(level, "request", extra={"fields": facts})
+
+
+def headers_too_large() -> ApiError:
+    """What a client is told whose headers are too large."""
+    return ApiError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes", code="headers_too_large")
 
 
 def request_id(headers: Headers) -> str:

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llm_boost.serve.admission import Admission
 from llm_boost.serve.errors import ApiError
-from llm_boost.serve.middleware import MAX_HEADER_BYTES, Guard, request_id
+from llm_boost.serve.middleware import MAX_HEADER_BYTES, Guard, headers_too_large, request_id
 from llm_boost.serve.streaming import error_response
 
 _log = logging.getLogger("llm_boost.serve")
@@ -98,9 +98,23 @@ class Refusals:
 
 
 class RefusingProtocol(H11Protocol):
-    """uvicorn's protocol, but for what `Refusals`, in the application's state, answer at once, and what is not HTTP."""
+    """uvicorn's protocol, but for what `Refusals`, in the application's state, answer at once, and what is not HTTP.
+
+    A request must arrive as a whole within the time that the settings give it; else its connection is closed.
+    """
 
     _num_unread = 0  # bytes of the body of a request that was refused
+    _deadline: asyncio.TimerHandle | None = None  # of the request that is arriving
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's type
+        """Expects a request."""
+        super().connection_made(transport)
+        self._await_arrival()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        super().connection_lost(exc)
+        self._end_arrival()
 
     def data_received(self, data: bytes) -> None:
         """Answers a request, or begins to."""
@@ -109,12 +123,38 @@ class RefusingProtocol(H11Protocol):
         data = data[num_skipped:]
         if data and not self._refuse(data):
             super().data_received(data)
+        if self._num_unread or self._is_within_head() or self.conn.their_state is h11.SEND_BODY:
+            self._await_arrival()
+        else:
+            self._end_arrival()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP, in the shape of all other errors."""
         error = ApiError(400, f"the request is not HTTP: {msg}", code="invalid_http")
+        if len(self.conn.trailing_data[0]) > MAX_HEADER_BYTES:
+            error = headers_too_large()
         self._write(error_response(error), _CLOSE)
         self.transport.close()
+
+    def _await_arrival(self) -> None:
+        if self._deadline is None:
+            app: Any = self.config.app
+            seconds = app.state.server.settings.request_seconds
+            self._deadline = self.loop.call_later(seconds, self._give_up, seconds)
+
+    def _end_arrival(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self, seconds: float) -> None:
+        if self._is_within_head() or (self.conn.their_state, self.conn.our_state) == (h11.SEND_BODY, h11.SEND_RESPONSE):
+            error = ApiError(408, f"the request did not arrive within {seconds:g} s", code="request_timeout")
+            self._write(error_response(error), _CLOSE)
+        self.transport.close()
+
+    def _is_within_head(self) -> bool:
+        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def _refuse(self, data: bytes) -> bool:
         if self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:

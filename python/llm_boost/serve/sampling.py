@@ -35,9 +35,7 @@ def sampling_values(fields: Fields, model: Model, settings: ServerSettings) -> d
     """
     values = recommended(model) | fields.pick(SAMPLING_FIELDS)
     for name in ("stop", "stop_token_ids"):
-        value = values.get(name, ())
-        if isinstance(value, list) and len(value) > settings.max_stop_strings:
-            raise RequestError(f"{name} has {len(value)} elements, expected at most {settings.max_stop_strings}")
+        check_stops(name, values.get(name), settings)
     if "logit_bias" in values:
         values["logit_bias"] = _logit_bias(values["logit_bias"])
     form = response_format(fields.mapping("response_format"))
@@ -46,6 +44,20 @@ def sampling_values(fields: Fields, model: Model, settings: ServerSettings) -> d
             raise RequestError("response_format and structured_outputs are both given; give one of them")
         values["structured_outputs"] = form
     return values
+
+
+def check_stops(name: str, value: object, settings: ServerSettings) -> None:
+    """Checks the number and the length of what ends a sample: every sample searches its text for all of them.
+
+    Raises:
+        RequestError: They are too many, or one is too long. Types are checked later.
+    """
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > settings.max_stop_strings:
+        raise RequestError(f"{name} has {len(stops)} elements, expected at most {settings.max_stop_strings}")
+    longest = max((len(stop) for stop in stops if isinstance(stop, str)), default=0)
+    if longest > settings.max_stop_chars:
+        raise RequestError(f"{name} has a string of {longest} characters, expected at most {settings.max_stop_chars}")
 
 
 def make_params(values: Mapping[str, Any]) -> SamplingParams:
@@ -81,12 +93,12 @@ def response_format(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None
         case "json_object" if "schema" not in fields:
             return {"json_object": True}
         case "json_object" | "json_schema":
-            schema = fields.get("schema")
+            schema = fields.mapping("schema")
             if "json_schema" in fields:
                 wrapper = fields.mapping("json_schema") or {}
                 schema = Fields(
                     wrapper, ("name", "description", "schema", "strict"), where="response_format.json_schema."
-                ).get("schema")
+                ).mapping("schema")
             if schema is None:
                 raise RequestError("response_format.json_schema has no schema")
             return {"json": schema}

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from llm_boost.errors import ConfigError
+
+_METRICS_PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_POSITIVE = (
+    "retry_after_seconds", "max_body_bytes", "request_seconds", "max_prompts", "max_stop_strings", "max_stop_chars",
+    "ping_seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +25,10 @@ class ServerSettings:
         max_queue: Samples that may wait besides those that are computed; beyond, requests are refused with 429.
         retry_after_seconds: What refused clients are told to wait.
         max_body_bytes: Largest request body.
+        request_seconds: How long a request may take to arrive, from the first byte of a connection or request on.
         max_prompts: Most prompts of one request.
         max_stop_strings: Most stop strings of one request, and most tokens that end one.
+        max_stop_chars: Length of a stop string.
         max_logprobs: Most alternatives a token that a request may ask for.
         drain_seconds: How long answers that are under way may go on once the server is told to end.
         ping_seconds: An event stream without news says so after this long, so that no proxy gives up.
@@ -37,8 +47,10 @@ class ServerSettings:
     max_queue: int = 128
     retry_after_seconds: int = 1
     max_body_bytes: int = 4 << 20
+    request_seconds: float = 60.0
     max_prompts: int = 256
     max_stop_strings: int = 16
+    max_stop_chars: int = 1024
     max_logprobs: int = 20
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
@@ -50,11 +62,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.served_model_names or not all(self.served_model_names):
             raise ConfigError(f"served_model_names is {self.served_model_names!r}, expected at least one name")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise ConfigError("api_key is empty or has characters that no HTTP header can carry")
-        for name in ("max_queue", "drain_seconds"):
-            if not getattr(self, name) >= 0:
+        key = self.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and key and key == key.strip()):
+            raise ConfigError("api_key is empty, or has characters that no HTTP header can carry")
+        if not _METRICS_PREFIX.fullmatch(self.metrics_prefix):
+            raise ConfigError(f"metrics_prefix is {self.metrics_prefix!r}, expected letters, digits and underscores")
+        for name in ("max_queue", "drain_seconds", "max_logprobs"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("max_body_bytes", "max_prompts", "max_stop_strings", "retry_after_seconds", "ping_seconds"):
-            if not getattr(self, name) > 0:
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
