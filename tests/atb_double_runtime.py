@@ -211,14 +211,17 @@ def contexts(device: Device) -> None:
     op = device.create("Elewise", **ADD)
     device.setup(op, [x, x], [out], context)
     device.clear()
-    assert device.driver.driver_set_launch_mode(ctypes.c_void_p(context), 1) == INVALID_PARAM
-    assert "before the first Setup" in device.log()
+    if device.has_launch_mode:
+        assert device.driver.driver_set_launch_mode(ctypes.c_void_p(context), 1) == INVALID_PARAM
+        assert "before the first Setup" in device.log()
     device.destroy_context(context)
     assert "destroy the 1 operations" in device.log()
     device.free(x.device or 0, out.device or 0)
 
 
 def captured_launches(device: Device) -> None:
+    if not device.has_launch_mode:
+        return
     context = device.new_context()
     assert device.driver.driver_set_launch_mode(ctypes.c_void_p(context), 1) == 0
     x, out = device.put(random(1, 2, 16)), device.empty((2, 16), np.float16)

@@ -213,8 +213,22 @@ def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: s
 
 # -- Graph launch mode -------------------------------------------------------------------------------------------------
 
+# "CANN 8.5.0, ATB 8.5.0"
+HAS_LAUNCH_MODE = HAS_ATB and not _core.device_report()["built_for"].startswith("CANN 8.1")
+
 
 @needs_atb
+@pytest.mark.skipif(HAS_LAUNCH_MODE, reason="CANN has it")
+def test_cann_without_graph_launch_mode(
+    npu_model: Callable[[str], Path], double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "1")
+    with pytest.raises(BackendError, match="has no graph launch mode; unset it"):
+        load(npu_model("llama_f16"), "atb")
+
+
+@needs_atb
+@pytest.mark.skipif(not HAS_LAUNCH_MODE, reason="CANN is too old")
 @pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 128), ("qwen2_bf16", 16)])
 def test_graph_launch_mode(
     npu_model: Callable[[str], Path],
