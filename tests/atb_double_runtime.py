@@ -180,25 +180,31 @@ def tiling_ring(device: Device) -> None:
     device.free(x.device or 0, out.device or 0)
 
 
+def in_thread(device: Device, call: Callable[[], object]) -> None:
+    """Runs `call` on another thread that uses the device."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            device.call("aclrtSetDevice", 0)
+            call()
+        except Refused as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
 def setup_threads(device: Device) -> None:
     """Setup may move to another thread, but not back and forth."""
     x, out = device.put(random(1, 2, 16)), device.empty((2, 16), np.float16)
     context = device.new_context()
     with operation(device, "Elewise", **ADD) as op:
         device.setup(op, [x, x], [out], context)
-        errors: list[Exception] = []
-
-        def in_thread() -> None:
-            try:
-                device.call("aclrtSetDevice", 0)
-                device.setup(op, [x, x], [out], context)
-            except Refused as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=in_thread)
-        thread.start()
-        thread.join()
-        assert not errors, errors
+        in_thread(device, lambda: device.setup(op, [x, x], [out], context))
         with refused(INTERNAL, "take turns"):
             device.setup(op, [x, x], [out], context)
     device.destroy_context(context)
@@ -231,6 +237,12 @@ def captured_launches(device: Device) -> None:
         device.setup(op, [x, x], [out], context)
         with refused(DIM, "captured"):
             device.setup(op, [desc(1, 16)] * 2, [desc(1, 16)], context)
+        device.synchronize()
+    assert "captured beside" not in device.log()
+    with operation(device, "Elewise", **ADD) as op:
+        device.setup(op, [x, x], [out], context)
+        in_thread(device, lambda: device.execute(op, [x, x], [out], context=context))
+        assert "captured beside the thread that calls Setup" in device.log()
         device.synchronize()
     device.destroy_context(context)
     device.free(x.device or 0, out.device or 0)

@@ -91,7 +91,15 @@ def tokens(
         sampled = list(model.generate([prompts[0]], params)[0].outputs[0].token_ids)
         backend = model.info().backend
     double = Double()
-    return {"tokens": result, "sampled": sampled, "backend": backend, "log": double.log(), "live": double.live()}
+    return {
+        "tokens": result,
+        "sampled": sampled,
+        "backend": backend,
+        "captured": double.calls("aclmdlRICaptureBegin"),
+        "allocated": double.calls("aclrtMalloc"),
+        "log": double.log(),
+        "live": double.live(),
+    }
 
 
 def load_error(directory: str) -> str:

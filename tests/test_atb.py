@@ -193,28 +193,34 @@ def test_the_310p(npu_model: Callable[[str], Path]) -> None:
 # -- Several ranks -----------------------------------------------------------------------------------------------------
 
 
+# "CANN 8.5.0, ATB 8.5.0"
+HAS_LAUNCH_MODE = HAS_ATB and not _core.device_report()["built_for"].startswith("CANN 8.1")
+needs_launch_mode = pytest.mark.skipif(not HAS_LAUNCH_MODE, reason="CANN has no graph launch mode")
+
+
 @needs_atb
+@pytest.mark.parametrize("graph_launch", ["", pytest.param("1,4", marks=needs_launch_mode)])
 @pytest.mark.parametrize("name", ["llama_bf16", "qwen2_f16"])
-def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: str) -> None:
+def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: str, graph_launch: str) -> None:
     directory = npu_model(name)
     prompts, expected = clear_prompts(directory, LENGTHS, 6)
     options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
     # All prompts at once: each rank takes a request into a step when the other does.
     arguments = {"directory": str(directory), "prompts": prompts, "max_tokens": 6, "options": options, "at_once": True}
-    ranks = [start("tokens", arguments, RANK_ID=str(rank), RANK_SIZE="2") for rank in range(2)]
+    environment = {"RANK_SIZE": "2", "LLM_BOOST_ATB_GRAPH_LAUNCH": graph_launch}
+    ranks = [start("tokens", arguments, RANK_ID=str(rank), **environment) for rank in range(2)]
     results = [wait(rank) for rank in ranks]
     for rank, result in enumerate(results):
         assert f"rank {rank} of 2 over lccl" in result["backend"]
         assert result["log"] == ""
         assert result["live"] == 0
         assert result["tokens"] == expected
+        # The prompts together and the sample alone.
+        assert result["captured"] == (2 * (2 + MODELS[name].layers) if graph_launch else 0)
     assert results[0]["sampled"] == results[1]["sampled"]  # no seed is given: the ranks agree on one
 
 
 # -- Graph launch mode -------------------------------------------------------------------------------------------------
-
-# "CANN 8.5.0, ATB 8.5.0"
-HAS_LAUNCH_MODE = HAS_ATB and not _core.device_report()["built_for"].startswith("CANN 8.1")
 
 
 @needs_atb
@@ -227,8 +233,7 @@ def test_cann_without_graph_launch_mode(
         load(npu_model("llama_f16"), "atb")
 
 
-@needs_atb
-@pytest.mark.skipif(not HAS_LAUNCH_MODE, reason="CANN is too old")
+@needs_launch_mode
 @pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 128), ("qwen2_bf16", 16)])
 def test_graph_launch_mode(
     npu_model: Callable[[str], Path],
@@ -239,7 +244,7 @@ def test_graph_launch_mode(
 ) -> None:
     """Three sequences decode as four, one as one; five do not fit."""
     monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4,1,4")
-    prompts, expected = clear_prompts(npu_model(name), [5, 17, 33, 9, 2], 6)
+    prompts, expected = clear_prompts(npu_model(name), [5, 12, 33, 30, 2], 6)  # two grow into another block of 16
     options = {"block_size": block_size, "num_blocks": 32, "max_num_seqs": 5}
     with load(npu_model(name), "atb", **options) as model:
         before = [double.calls(call) for call in ("aclmdlRICaptureBegin", "aclmdlRIExecuteAsync")]
@@ -254,6 +259,23 @@ def test_graph_launch_mode(
     # Three calls of `generate`, whose first tokens come from prefill; more where a prompt came a step late.
     assert replayed >= 3 * 5 * operations
     assert replayed % operations == 0
+
+
+@needs_launch_mode
+@pytest.mark.parametrize("steps", ["", "1,4"])
+def test_the_workspace_grows_while_the_device_works(npu_model: Callable[[str], Path], steps: str) -> None:
+    """What is in flight keeps the workspace it was launched with, and what was captured takes the new one."""
+    directory = npu_model("llama_f16")
+    prompts, expected = clear_prompts(directory, LENGTHS, 6)
+    options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
+    arguments = {"directory": str(directory), "prompts": prompts, "max_tokens": 6, "options": options, "at_once": True}
+    environment = {"ATB_DOUBLE_WORKSPACE": "rising", "LLM_BOOST_ATB_GRAPH_LAUNCH": steps}
+    found = {
+        schedule: in_process("tokens", arguments, ATB_DOUBLE_SCHEDULE=schedule, **environment)
+        for schedule in ("eager", "lazy")
+    }
+    assert [(each["tokens"], each["log"], each["live"]) for each in found.values()] == [(expected, "", 0)] * 2
+    assert min(each["allocated"] for each in found.values()) > 5  # the slab, and the workspace several times
 
 
 @needs_atb
