@@ -370,7 +370,14 @@ def missing_synchronisation(device: Device) -> None:
     device.copy(out.device or 0, source.ctypes.data, 64, H2D)
     source[:] = 8  # Too early.
     assert (device.get(out) == 8).all()
-    device.free(x.device or 0, out.device or 0)
+    device.copy(out.device or 0, source.ctypes.data, 64, H2D)
+    device.clear()
+    device.free(x.device or 0)
+    assert "queued work may use the memory" in device.log()
+    device.synchronize()
+    device.clear()
+    device.free(out.device or 0)
+    assert device.errors() == 0, device.log()
 
 
 def pinned_memory_freed_too_early(device: Device) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atb_models import MODELS, PLANS, clear_prompts, plan_text
-from atb_process import HAS_ATB, Double, generate, in_process, start, wait
+from atb_process import HAS_ATB, Double, generate, in_process, on_two_ranks
 from reference.tiny_models import TinySpec, write_tiny_model
 from sanitizer import SANITIZED
 
@@ -207,9 +207,8 @@ def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: s
     options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
     # All prompts at once: each rank takes a request into a step when the other does.
     arguments = {"directory": str(directory), "prompts": prompts, "max_tokens": 6, "options": options, "at_once": True}
-    environment = {"RANK_SIZE": "2", "LLM_BOOST_ATB_GRAPH_LAUNCH": graph_launch}
-    ranks = [start("tokens", arguments, RANK_ID=str(rank), **environment) for rank in range(2)]
-    results = [wait(rank) for rank in ranks]
+    environment = {"LLM_BOOST_ATB_GRAPH_LAUNCH": graph_launch}
+    results = on_two_ranks("tokens", arguments, environment, environment)
     for rank, result in enumerate(results):
         assert f"rank {rank} of 2 over lccl" in result["backend"]
         assert result["log"] == ""
@@ -234,7 +233,7 @@ def test_cann_without_graph_launch_mode(
 
 
 @needs_launch_mode
-@pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 128), ("qwen2_bf16", 16)])
+@pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 16), ("qwen2_bf16", 128)])
 def test_graph_launch_mode(
     npu_model: Callable[[str], Path],
     double: Double,
@@ -244,7 +243,7 @@ def test_graph_launch_mode(
 ) -> None:
     """Three sequences decode as four, one as one; five do not fit."""
     monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4,1,4")
-    prompts, expected = clear_prompts(npu_model(name), [5, 12, 33, 30, 2], 6)  # two grow into another block of 16
+    prompts, expected = clear_prompts(npu_model(name), [15, 5, 31, 16, 2], 6)  # three grow into another block of 16
     options = {"block_size": block_size, "num_blocks": 32, "max_num_seqs": 5}
     with load(npu_model(name), "atb", **options) as model:
         before = [double.calls(call) for call in ("aclmdlRICaptureBegin", "aclmdlRIExecuteAsync")]
@@ -259,6 +258,17 @@ def test_graph_launch_mode(
     # Three calls of `generate`, whose first tokens come from prefill; more where a prompt came a step late.
     assert replayed >= 3 * 5 * operations
     assert replayed % operations == 0
+
+
+@needs_launch_mode
+def test_a_step_is_filled_up_beside_all_blocks(
+    npu_model: Callable[[str], Path], double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three short sequences have all blocks of the cache; what fills the step up to four writes to none of them."""
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4")
+    prompts, expected = clear_prompts(npu_model("llama_f16"), [2, 2, 3], 8)
+    with load(npu_model("llama_f16"), "atb", num_blocks=3, max_model_len=128, enable_prefix_caching=False) as model:
+        assert generate(model, prompts, 8) == expected
 
 
 @needs_launch_mode
@@ -327,16 +337,25 @@ def test_the_cache_is_sized_from_free_memory(npu_model: Callable[[str], Path], d
 
 
 @needs_atb
-def test_a_failure_at_every_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "graph_launch"),
+    [
+        ({}, ""),
+        ({"block_size": 16, "num_blocks": 12, "max_num_batched_tokens": 4, "enable_prefix_caching": False}, ""),
+        pytest.param({}, "1,2", marks=needs_launch_mode),
+    ],
+    ids=["plain", "chunks", "graph launch"],
+)
+def test_a_failure_at_every_call(tmp_path: Path, options: dict[str, object], graph_launch: str) -> None:
     """Loading and a short generation, again and again, with each call to ACL and ATB failing once."""
     directory = write_tiny_model(tmp_path / "model", TinySpec(layers=1, kv_heads=4, dtype="f16"))
     arguments = {
         "directory": str(directory),
         "prompts": [[1, 2, 3], [4, 5, 6, 7, 8]],
-        "options": {"num_blocks": 4, "max_num_seqs": 2, "max_model_len": 64, "num_threads": 1},
+        "options": {"num_blocks": 4, "max_num_seqs": 2, "max_model_len": 64, "num_threads": 1, **options},
         "calls": ["any", "kernel"],
     }
-    found = in_process("failures", arguments)
+    found = in_process("failures", arguments, LLM_BOOST_ATB_GRAPH_LAUNCH=graph_launch)
     assert found["log"] == []
     assert [each for each in found["results"] if each["live"] != 0] == []
     assert {each["type"] for each in found["results"]} == {"BackendError", ""}
@@ -347,6 +366,19 @@ def test_a_failure_at_every_call(tmp_path: Path) -> None:
     assert len(silent) <= 1
     assert all(re.match(MESSAGE, each["error"]) for each in found["results"] if each not in silent)
     assert len([each for each in found["results"] if each["after"] == "not loaded"]) > 100
+
+
+@needs_atb
+@pytest.mark.parametrize("nth", [225, 300, 600])  # late in loading, and at two calls of the steps
+def test_a_rank_that_fails_takes_the_others_along(npu_model: Callable[[str], Path], nth: int) -> None:
+    arguments = {"directory": str(npu_model("llama_f16")), "prompts": [[1, 2, 3], [4, 5, 6]], "max_tokens": 40}
+    results = on_two_ranks("failed_rank", arguments, {}, {"ATB_DOUBLE_FAIL": f"any:{nth}"})
+    for result in results:
+        assert re.match(MESSAGE, result["error"]), results
+        assert result["after"] in ("not loaded", "unusable")
+        assert result["live"] == 0
+    assert results[1]["log"] == ""
+    assert "rank 1 is gone" in results[0]["log"]
 
 
 @needs_atb
@@ -362,6 +394,10 @@ def test_a_failure_at_every_call(tmp_path: Path) -> None:
         ({"ATB_DOUBLE_SOC": "Ascend910A"}, "Ascend910A is not supported, expected Ascend 910B, 910_93 or 310P"),
         ({"ATB_DOUBLE_DEVICES": "0"}, "there is no device 0, this host has 0"),
         ({"ATB_HOME_PATH": ""}, "environment variable ATB_HOME_PATH is not set; source"),
+        (
+            {"ATB_HOME_PATH": "/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_0"},
+            "ATB_HOME_PATH is .*cxx_abi_0, but llm_boost was built for C.. ABI 1; source .*set_env.sh --cxx_abi=1",
+        ),
         ({"ATB_DOUBLE_HBM_BYTES": "100000"}, "MB free of .* leave no room for a KV cache"),
     ],
 )
