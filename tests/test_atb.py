@@ -412,13 +412,19 @@ def test_environments_that_cannot_be(
 
 
 @needs_atb
-def test_a_dry_run_of_7b_models() -> None:
-    """Every graph of each preset is made, set up and run once, on one device and on two."""
-    result = dry_run("--preset", "qwen2-7b", "--dtype", "float16")
+@pytest.mark.parametrize(
+    ("arguments", "graph_launch"),
+    [([], ""), pytest.param(["--communication", "hccl", "--nz"], "1,4", marks=needs_launch_mode)],
+)
+def test_a_dry_run_of_7b_models(tmp_path: Path, arguments: list[str], graph_launch: str) -> None:
+    """Every graph of each preset and type is made, set up and run once, on one device and on two."""
+    log = tmp_path / "log"
+    result = dry_run(*arguments, ATB_DOUBLE_LOG_FILE=str(log), LLM_BOOST_ATB_GRAPH_LAUNCH=graph_launch)
     cases = ["prefill", "prefix hit", "chunked prefill", "decode", "decode"]
-    assert result == [f"qwen2-7b float16 {case}: ok" for case in cases] + ["world size 2"] + [
-        f"qwen2-7b float16 {case}: ok" for case in cases
-    ]
+    models = [f"{name} {dtype}" for name in ("llama2-7b", "qwen2-7b", "small") for dtype in ("float16", "bfloat16")]
+    lines = [f"{model} {case}: ok" for model in models for case in cases]
+    assert result == [*lines, "world size 2", *lines]
+    assert not log.exists(), log.read_text("utf-8")
 
 
 @needs_atb
@@ -430,9 +436,9 @@ def test_a_decode_step_takes_less_than_a_millisecond_of_the_host() -> None:
     assert SANITIZED or float(found[1]) < 1.0
 
 
-def dry_run(*arguments: str) -> list[str]:
+def dry_run(*arguments: str, **settings: str) -> list[str]:
     program = Path(llm_boost.__file__).parent / "bin" / "llm_boost_atb_dry_run"
-    environment = {**os.environ, "ATB_DOUBLE_MODE": "null"}
+    environment = {**os.environ, "ATB_DOUBLE_MODE": "null", **settings}
     environment.pop("ATB_DOUBLE_HBM_BYTES")
     done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
