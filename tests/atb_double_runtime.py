@@ -130,10 +130,15 @@ def device_exceptions(device: Device) -> None:
 
 
 def more_device_exceptions(device: Device) -> None:
-    q = [device.put(random(i, 300, 32)) for i in range(3)]
-    out = device.empty((300, 32), np.float16)
-    op = device.create("SelfAttention", **ENCODER)
-    broken_stream(device, op, [*q, with_host([200])], [out], "seqLen sums to 200 for 300 tokens")
+    cases: list[tuple[dict[str, Any], Any, str]] = [
+        (ENCODER, [200], "seqLen sums to 200 for 300 tokens"),
+        (ENCODER, [[300], [301]], "other kv lengths than query lengths"),
+        ({**ENCODER, "qkScale": 0}, [300], "qkScale is 0"),
+    ]
+    for fields, lens, word in cases:
+        q = [device.put(random(i, 300, 32)) for i in range(3)]
+        out = device.empty((300, 32), np.float16)
+        broken_stream(device, device.create("SelfAttention", **fields), [*q, with_host(lens)], [out], word)
     q = [device.put(random(i, 300, 32)) for i in range(3)]
     out = device.empty((300, 32), np.float16)
     op = device.create("SelfAttention", **{**ENCODER, "maskType": 1})
