@@ -126,6 +126,8 @@ class Device:
         self.acl = ctypes.CDLL(str(root / "ascend-toolkit/latest/lib64/libascendcl.so"), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(root / "nnal/atb/latest/atb/cxx_abi_1/lib/libatb.so"), ctypes.RTLD_GLOBAL)
         self.driver = ctypes.CDLL(str(root / "libatb_double_driver.so"))
+        self.has_launch_mode = self.driver.driver_release() >= 820
+        self.has_causal_mask = self.driver.driver_release() >= 820
         for name in ("error_count", "calls", "live", "log"):
             getattr(self.acl, f"atb_double_{name}").restype = ctypes.c_uint64
         self.call("aclInit", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,6 +84,10 @@ BAD_PARAMETERS: list[tuple[str, dict[str, Any], str]] = [
     ("AllReduce", {**RANKS, "commMode": 5}, "commMode"),
     ("AllReduce", {**RANKS, "commDomain": "tp"}, "commDomain"),
     ("AllReduce", {**RANKS, "rankTableFile": "/no/such/file"}, "rankTableFile"),
+    ("AllReduce", {**RANKS, "commDomain": "1" * 129}, "128 characters"),
+    ("AllGather", {**RANKS, "backend": "nccl"}, "nccl"),
+    ("LinearParallel", {"rankSize": 2, "backend": "nccl"}, "nccl"),
+    ("SelfAttention", {"headNum": 2}, "PA_ENCODER"),
     ("LinearParallel", {"rankSize": 3, "backend": "lcoc"}, "power of two"),
 ]
 
@@ -107,22 +112,28 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], list[DeviceTensor], int]] = [
     ("Gather", {}, [desc(4, 4), desc(2)], INI_MATCH),
     ("Gather", {}, [desc(4, 0), desc(2, dtype=I32)], SIZE),
     ("Gather", {}, [desc(), desc(2, dtype=I32)], DIM),
+    ("Gather", {}, [desc(4, 4, 4), desc(1, 1, 1, 1, 1, 1, 1, dtype=I32)], DIM),
     ("Gather", {"axis": 2}, [desc(4, 4), desc(2, dtype=I32)], DIM),
     ("RmsNorm", {"layerType": 1}, [desc(2, 32), desc(32, dtype=BF16)], INI_MATCH),
     ("RmsNorm", {"layerType": 1}, [desc(2, 32, fmt=-1), desc(32)], INI_MATCH),
     ("RmsNorm", {"layerType": 1}, [desc(2, 32), desc(16)], DIM),
     ("RmsNorm", {"layerType": 1}, [desc(2, 24), desc(24)], DIM),
     ("RmsNorm", {"layerType": 2}, [desc(2, 32), desc(32)], IN_NUM),
+    ("RmsNorm", {"layerType": 2, "preBias": 1}, [desc(2, 32), desc(16), desc(2, 32), desc(32)], DIM),
     ("RmsNorm", {"layerType": 2}, [desc(2, 32), desc(1, 32), desc(32)], DIM),
     ("RmsNorm", {"layerType": 2, "preBias": 1}, [desc(2, 32), desc(2, 32), desc(32)], IN_NUM),
     ("Linear", {}, [desc(2, 8), desc(4, 8)], IN_NUM),
     ("Linear", {"hasBias": 0}, [desc(2, 8), desc(4, 9)], DIM),
     ("Linear", {"hasBias": 0}, [desc(8), desc(4, 8)], DIM_NUM),
+    ("Linear", {"hasBias": 0}, [desc(2, 8), desc(8)], DIM_NUM),
+    ("Linear", {"hasBias": 0}, [desc(2, 3, 8), desc(3, 4, 8)], DIM),
     ("Linear", {}, [desc(2, 8), desc(4, 8), desc(5)], DIM),
     ("Linear", {}, [desc(2, 8), desc(4, 8), desc(4, dtype=BF16)], INI_MATCH),
     ("Linear", {}, [desc(2, 8, dtype=F32), desc(4, 8, dtype=F32), desc(4, dtype=F32)], INI_MATCH),
     ("Split", {"splitNum": 3}, [desc(2, 8, dtype=I64)], INI_MATCH),
     ("Split", {"splitDim": 1, "splitNum": 3}, [desc(2, 8)], DIM),
+    ("Split", {"splitDim": 2}, [desc(2, 8)], DIM),
+    ("Split", {"splitDim": 1, "splitSizes": (8, 0)}, [desc(2, 8)], DIM),
     ("Split", {"splitDim": 1, "splitSizes": (4, 5)}, [desc(2, 8)], DIM),
     ("Concat", {}, [desc(2, 8), desc(2, 9)], DIM),
     ("Transpose", {"perm": (0, 0)}, [desc(2, 8)], DIM),
@@ -138,6 +149,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], list[DeviceTensor], int]] = [
     ("Rope", {"rotaryCoeff": 2}, [*(desc(3, 32, dtype=BF16) for _ in range(2)), *ROPE[2:]], INI_MATCH),
     ("SelfAttention", ENCODER, [desc(3, 2, 16), desc(3, 32), desc(3, 32), desc(1, dtype=I32)], SIZE),
     ("SelfAttention", ENCODER, [desc(3, 32), desc(3, 16), desc(3, 16), desc(1, dtype=I32)], DIM),
+    ("SelfAttention", ENCODER, [*[desc(3, 32)] * 3, desc(1, 1, 1, dtype=I32)], SIZE),
     ("SelfAttention", MASKED, [*[desc(3, 32)] * 3, desc(64, 64), desc(1, dtype=I32)], DIM),
     ("SelfAttention", MASKED, [*[desc(3, 32)] * 3, desc(128, 128, dtype=F32), desc(1, dtype=I32)], INI_MATCH),
     (
@@ -178,6 +190,28 @@ def outputs_of_single_operations(device: Device) -> None:
         with refused(DIM):
             device.setup(op, [rows, rows, cache, cache, desc(3, dtype=I32)], [cache, desc(2, 16, 2, 16)])
     device.free(x.device or 0, y.device or 0)
+
+
+def tensors_and_streams(device: Device) -> None:
+    """Empty tensors at Setup, a context without a stream, an empty pack."""
+    x, out = device.put(random(1, 2, 32)), device.empty((2, 32), np.float16)
+    context = ctypes.c_void_p()
+    assert device.driver.driver_create_context(ctypes.byref(context)) == 0
+    without = int(context.value or 0)
+    with operation(device, "Elewise", **ADD) as op:
+        with refused(SIZE, "empty"):
+            device.setup(op, [desc(2, 0), x], [out])
+        with refused(DIM, "no rank"):
+            device.setup(op, [x, x], [desc()])
+        device.setup(op, [x, x], [out], without)
+        with refused(INVALID_PARAM, "no stream"):
+            device.execute(op, [x, x], [out], context=without)
+        device.setup(op, [x, x], [out])
+        with refused(INVALID_PARAM, "empty pack"):
+            device.execute(op, [], [])
+    assert device.driver.driver_set_stream(context, ctypes.c_void_p(without)) == INVALID_PARAM
+    device.destroy_context(without)
+    device.free(x.device or 0, out.device or 0)
 
 
 def execute(device: Device) -> None:
@@ -239,6 +273,7 @@ def bad_graphs(device: Device) -> None:
         ((2, 1, 1), [Node(add, [0, 1], [3]), Node(add, [3, 1], [2])], "graph", "another node"),
         ((2, 1, 0), [Node(0, [0, 1], [2])], "graph", "null"),
         ((2, 1, 0), [], "graph", "nodes"),
+        ((2, 1, 257), [Node(add, [0, 1], [2])], "graph", "256"),
         ((257, 1, 0), [Node(add, [0, 1], [257])], "graph", "256"),
         ((2, 1, 0), [Node(add, [0, 1], [2])], "graph 1", "names"),
         ((2, 1, 0), [Node(add, [0, 1], [2])], "g" * 129, "names"),
@@ -247,6 +282,11 @@ def bad_graphs(device: Device) -> None:
         device.clear()
         with refused(INVALID_GRAPH, word):
             device.graph(counts, nodes, name)
+    many = [device.create("Elewise", **ADD) for _ in range(1025)]
+    with refused(INVALID_GRAPH, "1 to 1024 nodes"):
+        device.graph((2, 1, 0), [Node(each, [0, 1], [2]) for each in many])
+    for each in many:
+        device.destroy(each)
     graph = device.graph((2, 1, 0), [Node(add, [0, 1], [2])])  # The caller still owned it.
     with refused(INVALID_PARAM, "belongs to a graph"):
         device.destroy(add)
@@ -308,13 +348,32 @@ def silent_in_graphs(device: Device) -> None:
     device.setup(graph, [rows, cache, slots], [desc(2, 16, 2, 16, dtype=BF16)])
     assert "is described as bf16" in device.log()
     device.destroy(graph)
-    device.free(*[t.device or 0 for t in (rows, cache, slots)])
+    device.clear()
+    key = device.put(random(1, 3, 32))
+    write = Node(device.create("ReshapeAndCache"), [0, 0, 1, 1, 2], [4, 5], {0: 3, 1: 2})  # 32 is no multiple of 3
+    graph = device.graph((3, 1, 2), [write, Node(device.create("Elewise", **ADD), [4, 5], [3])])
+    with refused(DIM):
+        device.setup(graph, [key, cache, slots], [desc(2, 16, 2, 16)])
+    assert "a reshape function turned" in device.log()
+    device.destroy(graph)
+    device.clear()
+    small, large = device.put(random(1, 16)), device.put(random(1, 3, 16))
+    nodes = [
+        Node(device.create("Elewise", **ADD), [0, 1], [1]),  # broadcasts, and so writes more than is there
+        Node(device.create("Elewise", **ADD), [0, 0], [2]),
+    ]
+    graph = device.graph((2, 1, 0), nodes)
+    device.setup(graph, [large, small], [desc(3, 16)])
+    assert "into input f16[16]" in device.log()
+    device.destroy(graph)
+    device.free(*[t.device or 0 for t in (rows, cache, slots, key, small, large)])
 
 
 DEFAULT: list[Callable[[Device], None]] = [
     parameters,
     inputs,
     outputs_of_single_operations,
+    tensors_and_streams,
     execute,
     workspace,
     bad_graphs,

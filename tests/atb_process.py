@@ -69,6 +69,16 @@ def start(scenario: str, arguments: Mapping[str, Any], **environment: str) -> su
     )
 
 
+def on_two_ranks(scenario: str, arguments: Mapping[str, Any], *environments: Mapping[str, str]) -> list[Any]:
+    """Runs it in two processes that share a model, each with its environment."""
+    shared = {"RANK_SIZE": "2", "ATB_SHARE_MEMORY_NAME_SUFFIX": str(os.getpid())}
+    ranks = [
+        start(scenario, arguments, RANK_ID=str(rank), **shared, **environment)
+        for rank, environment in enumerate(environments)
+    ]
+    return [wait(rank) for rank in ranks]
+
+
 def wait(process: subprocess.Popen[str]) -> Any:
     output, errors = process.communicate()
     assert process.returncode == 0, f"exit code {process.returncode}\n{output}\n{errors}"
@@ -91,7 +101,15 @@ def tokens(
         sampled = list(model.generate([prompts[0]], params)[0].outputs[0].token_ids)
         backend = model.info().backend
     double = Double()
-    return {"tokens": result, "sampled": sampled, "backend": backend, "log": double.log(), "live": double.live()}
+    return {
+        "tokens": result,
+        "sampled": sampled,
+        "backend": backend,
+        "captured": double.calls("aclmdlRICaptureBegin"),
+        "allocated": double.calls("aclrtMalloc"),
+        "log": double.log(),
+        "live": double.live(),
+    }
 
 
 def load_error(directory: str) -> str:
@@ -126,6 +144,27 @@ def failures(directory: str, prompts: list[list[int]], options: dict[str, Any], 
     return {"results": results, "log": [line for line in double.log().splitlines() if line.startswith("ERROR")]}
 
 
+def failed_rank(directory: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    """The error that loading or generating ends in where a rank fails, and what the model says afterwards."""
+    double = Double()
+    error, after = "", "not loaded"
+    options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
+    try:
+        with Model.from_pretrained(directory, backend="atb", use_tqdm=False, **options) as model:
+            try:
+                generate(model, prompts, max_tokens)
+            except LlmBoostError as caught:
+                error, after = str(caught), "usable"
+                try:
+                    generate(model, prompts, 1)
+                except LlmBoostError as again:
+                    after = "unusable" if "cannot be used after an earlier error" in str(again) else str(again)
+    except LlmBoostError as caught:
+        error = str(caught)
+    log = "\n".join(line for line in double.log().splitlines() if not line.startswith("INJECTED"))
+    return {"error": error, "after": after, "log": log, "live": double.live()}
+
+
 def _fail_once(
     double: Double, call: str, nth: int, directory: str, prompts: list[list[int]], options: dict[str, Any]
 ) -> dict[str, Any]:
@@ -149,6 +188,6 @@ def _fail_once(
 
 
 if __name__ == "__main__":
-    scenarios = {"tokens": tokens, "failures": failures, "load_error": load_error}
+    scenarios = {"tokens": tokens, "failures": failures, "failed_rank": failed_rank, "load_error": load_error}
     result = scenarios[sys.argv[1]](**json.loads(sys.argv[2]))  # type: ignore[operator]
     sys.stdout.write(json.dumps(result))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from atb_models import MODELS, PLANS, clear_prompts, plan_text
-from atb_process import HAS_ATB, Double, generate, in_process, start, wait
+from atb_process import HAS_ATB, Double, generate, in_process, on_two_ranks
 from reference.tiny_models import TinySpec, write_tiny_model
 from sanitizer import SANITIZED
 
@@ -193,21 +193,29 @@ def test_the_310p(npu_model: Callable[[str], Path]) -> None:
 # -- Several ranks -----------------------------------------------------------------------------------------------------
 
 
+# "CANN 8.5.0, ATB 8.5.0"
+HAS_LAUNCH_MODE = HAS_ATB and not _core.device_report()["built_for"].startswith("CANN 8.1")
+needs_launch_mode = pytest.mark.skipif(not HAS_LAUNCH_MODE, reason="CANN has no graph launch mode")
+
+
 @needs_atb
+@pytest.mark.parametrize("graph_launch", ["", pytest.param("1,4", marks=needs_launch_mode)])
 @pytest.mark.parametrize("name", ["llama_bf16", "qwen2_f16"])
-def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: str) -> None:
+def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: str, graph_launch: str) -> None:
     directory = npu_model(name)
     prompts, expected = clear_prompts(directory, LENGTHS, 6)
     options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
     # All prompts at once: each rank takes a request into a step when the other does.
     arguments = {"directory": str(directory), "prompts": prompts, "max_tokens": 6, "options": options, "at_once": True}
-    ranks = [start("tokens", arguments, RANK_ID=str(rank), RANK_SIZE="2") for rank in range(2)]
-    results = [wait(rank) for rank in ranks]
+    environment = {"LLM_BOOST_ATB_GRAPH_LAUNCH": graph_launch}
+    results = on_two_ranks("tokens", arguments, environment, environment)
     for rank, result in enumerate(results):
         assert f"rank {rank} of 2 over lccl" in result["backend"]
         assert result["log"] == ""
         assert result["live"] == 0
         assert result["tokens"] == expected
+        # The prompts together and the sample alone.
+        assert result["captured"] == (2 * (2 + MODELS[name].layers) if graph_launch else 0)
     assert results[0]["sampled"] == results[1]["sampled"]  # no seed is given: the ranks agree on one
 
 
@@ -215,7 +223,17 @@ def test_two_ranks_give_what_one_gives(npu_model: Callable[[str], Path], name: s
 
 
 @needs_atb
-@pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 128), ("qwen2_bf16", 16)])
+@pytest.mark.skipif(HAS_LAUNCH_MODE, reason="CANN has it")
+def test_cann_without_graph_launch_mode(
+    npu_model: Callable[[str], Path], double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "1")
+    with pytest.raises(BackendError, match="has no graph launch mode; unset it"):
+        load(npu_model("llama_f16"), "atb")
+
+
+@needs_launch_mode
+@pytest.mark.parametrize(("name", "block_size"), [("llama_f16", 16), ("qwen2_bf16", 128)])
 def test_graph_launch_mode(
     npu_model: Callable[[str], Path],
     double: Double,
@@ -225,7 +243,7 @@ def test_graph_launch_mode(
 ) -> None:
     """Three sequences decode as four, one as one; five do not fit."""
     monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4,1,4")
-    prompts, expected = clear_prompts(npu_model(name), [5, 17, 33, 9, 2], 6)
+    prompts, expected = clear_prompts(npu_model(name), [15, 5, 31, 16, 2], 6)  # three grow into another block of 16
     options = {"block_size": block_size, "num_blocks": 32, "max_num_seqs": 5}
     with load(npu_model(name), "atb", **options) as model:
         before = [double.calls(call) for call in ("aclmdlRICaptureBegin", "aclmdlRIExecuteAsync")]
@@ -240,6 +258,34 @@ def test_graph_launch_mode(
     # Three calls of `generate`, whose first tokens come from prefill; more where a prompt came a step late.
     assert replayed >= 3 * 5 * operations
     assert replayed % operations == 0
+
+
+@needs_launch_mode
+def test_a_step_is_filled_up_beside_all_blocks(
+    npu_model: Callable[[str], Path], double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three short sequences have all blocks of the cache; what fills the step up to four writes to none of them."""
+    monkeypatch.setenv("LLM_BOOST_ATB_GRAPH_LAUNCH", "4")
+    prompts, expected = clear_prompts(npu_model("llama_f16"), [2, 2, 3], 8)
+    with load(npu_model("llama_f16"), "atb", num_blocks=3, max_model_len=128, enable_prefix_caching=False) as model:
+        assert generate(model, prompts, 8) == expected
+
+
+@needs_launch_mode
+@pytest.mark.parametrize("steps", ["", "1,4"])
+def test_the_workspace_grows_while_the_device_works(npu_model: Callable[[str], Path], steps: str) -> None:
+    """What is in flight keeps the workspace it was launched with, and what was captured takes the new one."""
+    directory = npu_model("llama_f16")
+    prompts, expected = clear_prompts(directory, LENGTHS, 6)
+    options = {"num_blocks": 12, "max_num_seqs": 4, "max_model_len": 400, "num_threads": 1}
+    arguments = {"directory": str(directory), "prompts": prompts, "max_tokens": 6, "options": options, "at_once": True}
+    environment = {"ATB_DOUBLE_WORKSPACE": "rising", "LLM_BOOST_ATB_GRAPH_LAUNCH": steps}
+    found = {
+        schedule: in_process("tokens", arguments, ATB_DOUBLE_SCHEDULE=schedule, **environment)
+        for schedule in ("eager", "lazy")
+    }
+    assert [(each["tokens"], each["log"], each["live"]) for each in found.values()] == [(expected, "", 0)] * 2
+    assert min(each["allocated"] for each in found.values()) > 5  # the slab, and the workspace several times
 
 
 @needs_atb
@@ -291,16 +337,25 @@ def test_the_cache_is_sized_from_free_memory(npu_model: Callable[[str], Path], d
 
 
 @needs_atb
-def test_a_failure_at_every_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "graph_launch"),
+    [
+        ({}, ""),
+        ({"block_size": 16, "num_blocks": 12, "max_num_batched_tokens": 4, "enable_prefix_caching": False}, ""),
+        pytest.param({}, "1,2", marks=needs_launch_mode),
+    ],
+    ids=["plain", "chunks", "graph launch"],
+)
+def test_a_failure_at_every_call(tmp_path: Path, options: dict[str, object], graph_launch: str) -> None:
     """Loading and a short generation, again and again, with each call to ACL and ATB failing once."""
     directory = write_tiny_model(tmp_path / "model", TinySpec(layers=1, kv_heads=4, dtype="f16"))
     arguments = {
         "directory": str(directory),
         "prompts": [[1, 2, 3], [4, 5, 6, 7, 8]],
-        "options": {"num_blocks": 4, "max_num_seqs": 2, "max_model_len": 64, "num_threads": 1},
+        "options": {"num_blocks": 4, "max_num_seqs": 2, "max_model_len": 64, "num_threads": 1, **options},
         "calls": ["any", "kernel"],
     }
-    found = in_process("failures", arguments)
+    found = in_process("failures", arguments, LLM_BOOST_ATB_GRAPH_LAUNCH=graph_launch)
     assert found["log"] == []
     assert [each for each in found["results"] if each["live"] != 0] == []
     assert {each["type"] for each in found["results"]} == {"BackendError", ""}
@@ -311,6 +366,19 @@ def test_a_failure_at_every_call(tmp_path: Path) -> None:
     assert len(silent) <= 1
     assert all(re.match(MESSAGE, each["error"]) for each in found["results"] if each not in silent)
     assert len([each for each in found["results"] if each["after"] == "not loaded"]) > 100
+
+
+@needs_atb
+@pytest.mark.parametrize("nth", [225, 300, 600])  # late in loading, and at two calls of the steps
+def test_a_rank_that_fails_takes_the_others_along(npu_model: Callable[[str], Path], nth: int) -> None:
+    arguments = {"directory": str(npu_model("llama_f16")), "prompts": [[1, 2, 3], [4, 5, 6]], "max_tokens": 40}
+    results = on_two_ranks("failed_rank", arguments, {}, {"ATB_DOUBLE_FAIL": f"any:{nth}"})
+    for result in results:
+        assert re.match(MESSAGE, result["error"]), results
+        assert result["after"] in ("not loaded", "unusable")
+        assert result["live"] == 0
+    assert results[1]["log"] == ""
+    assert "rank 1 is gone" in results[0]["log"]
 
 
 @needs_atb
@@ -326,6 +394,10 @@ def test_a_failure_at_every_call(tmp_path: Path) -> None:
         ({"ATB_DOUBLE_SOC": "Ascend910A"}, "Ascend910A is not supported, expected Ascend 910B, 910_93 or 310P"),
         ({"ATB_DOUBLE_DEVICES": "0"}, "there is no device 0, this host has 0"),
         ({"ATB_HOME_PATH": ""}, "environment variable ATB_HOME_PATH is not set; source"),
+        (
+            {"ATB_HOME_PATH": "/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_0"},
+            "ATB_HOME_PATH is .*cxx_abi_0, but llm_boost was built for C.. ABI 1; source .*set_env.sh --cxx_abi=1",
+        ),
         ({"ATB_DOUBLE_HBM_BYTES": "100000"}, "MB free of .* leave no room for a KV cache"),
     ],
 )
@@ -340,13 +412,19 @@ def test_environments_that_cannot_be(
 
 
 @needs_atb
-def test_a_dry_run_of_7b_models() -> None:
-    """Every graph of each preset is made, set up and run once, on one device and on two."""
-    result = dry_run("--preset", "qwen2-7b", "--dtype", "float16")
+@pytest.mark.parametrize(
+    ("arguments", "graph_launch"),
+    [([], ""), pytest.param(["--communication", "hccl", "--nz"], "1,4", marks=needs_launch_mode)],
+)
+def test_a_dry_run_of_7b_models(tmp_path: Path, arguments: list[str], graph_launch: str) -> None:
+    """Every graph of each preset and type is made, set up and run once, on one device and on two."""
+    log = tmp_path / "log"
+    result = dry_run(*arguments, ATB_DOUBLE_LOG_FILE=str(log), LLM_BOOST_ATB_GRAPH_LAUNCH=graph_launch)
     cases = ["prefill", "prefix hit", "chunked prefill", "decode", "decode"]
-    assert result == [f"qwen2-7b float16 {case}: ok" for case in cases] + ["world size 2"] + [
-        f"qwen2-7b float16 {case}: ok" for case in cases
-    ]
+    models = [f"{name} {dtype}" for name in ("llama2-7b", "qwen2-7b", "small") for dtype in ("float16", "bfloat16")]
+    lines = [f"{model} {case}: ok" for model in models for case in cases]
+    assert result == [*lines, "world size 2", *lines]
+    assert not log.exists(), log.read_text("utf-8")
 
 
 @needs_atb
@@ -358,9 +436,9 @@ def test_a_decode_step_takes_less_than_a_millisecond_of_the_host() -> None:
     assert SANITIZED or float(found[1]) < 1.0
 
 
-def dry_run(*arguments: str) -> list[str]:
+def dry_run(*arguments: str, **settings: str) -> list[str]:
     program = Path(llm_boost.__file__).parent / "bin" / "llm_boost_atb_dry_run"
-    environment = {**os.environ, "ATB_DOUBLE_MODE": "null"}
+    environment = {**os.environ, "ATB_DOUBLE_MODE": "null", **settings}
     environment.pop("ATB_DOUBLE_HBM_BYTES")
     done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,7 @@ struct Arguments {
   std::vector<int> worlds{1, 2};
   std::int64_t num_layers = 2;  // the first differs from the others, which are all alike
   bool nz = false;
+  std::string communication;
   int timed_steps = 0;
 };
 
@@ -140,6 +141,7 @@ void run_model(const Arguments& arguments, const std::string& name, DType dtype)
   ThreadPool pool(1);
   DeviceOptions device;
   if (arguments.nz) device.need_nz = true;
+  device.communication_backend = arguments.communication;
   const auto backend = make_backend("atb", pool, device);
   ProgramOptions options;
   options.activation_dtype = dtype;
@@ -219,8 +221,9 @@ int run_all(const Arguments& arguments) {
 
 constexpr const char* kUsage =
     "usage: llm_boost_atb_dry_run [--preset llama2-7b|qwen2-7b|small] [--dtype float16|bfloat16] [--world N]\n"
-    "                             [--layers N] [--nz] [--time STEPS]\n"
-    "Without options: all presets, both types, world sizes 1 and 2.\n";
+    "                             [--communication lccl|hccl] [--layers N] [--nz] [--time STEPS]\n"
+    "Without options: all presets, both types, world sizes 1 and 2. LLM_BOOST_ATB_GRAPH_LAUNCH=1,4 captures "
+    "decoding.\n";
 
 Arguments parse(int argc, char** argv) {
   Arguments arguments;
@@ -238,6 +241,8 @@ Arguments parse(int argc, char** argv) {
       arguments.dtypes = {parse_dtype(value, "--dtype")};
     } else if (option == "--world") {
       arguments.worlds = {std::max(std::atoi(value.c_str()), 1)};
+    } else if (option == "--communication") {
+      arguments.communication = value;
     } else if (option == "--layers") {
       arguments.num_layers = std::max(std::atoi(value.c_str()), 1);
     } else if (option == "--time") {

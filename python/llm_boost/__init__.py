@@ -8,7 +8,19 @@ Example:
 
 from __future__ import annotations
 
-from llm_boost._core import __version__
+try:
+    from llm_boost._core import __version__
+except ModuleNotFoundError:
+    raise
+except ImportError as error:
+    raise ImportError(
+        f"the core of llm_boost cannot be loaded: {error}; where it was built for Ascend devices, it needs the "
+        "libraries of CANN and ATB: source /usr/local/Ascend/ascend-toolkit/set_env.sh and "
+        "/usr/local/Ascend/nnal/atb/set_env.sh, and in a container pass the driver into it",
+        name=error.name,
+        path=error.path,
+    ) from error
+
 from llm_boost.errors import (
     BackendError,
     ChatTemplateError,

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -45,6 +46,13 @@ void check_environment() {
                              " is not set; source ascend-toolkit/set_env.sh and nnal/atb/set_env.sh, both below "
                              "/usr/local/Ascend, and start again"));
     }
+  }
+  // Objects that hold a string have another layout in the libraries of the other ABI; nothing else would notice.
+  const std::string_view home(std::getenv("ATB_HOME_PATH"));
+  if (home.find(_GLIBCXX_USE_CXX11_ABI != 0 ? "cxx_abi_0" : "cxx_abi_1") != std::string_view::npos) {
+    throw BackendError(cat("atb backend: ATB_HOME_PATH is ", home, ", but llm_boost was built for C++ ABI ",
+                           _GLIBCXX_USE_CXX11_ABI, "; source nnal/atb/set_env.sh --cxx_abi=", _GLIBCXX_USE_CXX11_ABI,
+                           " and start again"));
   }
 }
 

@@ -9,11 +9,6 @@
 namespace lb::npu {
 namespace {
 
-DType dtype_of(Element element) {
-  LB_CHECK(element != Element::kI32);
-  return element == Element::kF32 ? DType::kF32 : element == Element::kF16 ? DType::kF16 : DType::kBF16;
-}
-
 std::vector<std::byte> stored(const std::vector<float>& values, Element element) {
   std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(size_bytes(element)));
   from_floats(values.data(), static_cast<std::int64_t>(values.size()), dtype_of(element), bytes.data());

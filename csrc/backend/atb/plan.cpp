@@ -65,6 +65,11 @@ std::string part_text(const WeightPart& part) {
 
 }  // namespace
 
+DType dtype_of(Element element) {
+  LB_CHECK(element != Element::kI32);
+  return element == Element::kF32 ? DType::kF32 : element == Element::kF16 ? DType::kF16 : DType::kBF16;
+}
+
 const char* to_string(Phase phase) {
   switch (phase) {
     case Phase::kPrefill: return "prefill";

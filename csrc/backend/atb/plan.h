@@ -44,6 +44,9 @@ constexpr std::int64_t size_bytes(Element element) {
   return element == Element::kF32 || element == Element::kI32 ? 4 : 2;
 }
 
+// Of numbers that are no integers.
+DType dtype_of(Element element);
+
 // What a graph's input or output is bound to when it runs.
 enum class Feed : std::uint8_t {
   kWeight,    // of the layer

@@ -61,6 +61,12 @@ constexpr Meaning kAcl[] = {
     {200000, "out of memory", kLessMemory},
     {207001, "out of device memory", kLessMemory},
     {207018, "out of device memory", kLessMemory},
+    {507014, "a kernel took too long", kLoadAgain},
+    {507015, "a kernel failed on the device", kLoadAgain},
+    {507034, "a kernel took too long", kLoadAgain},
+    {507035, "a kernel failed on the device", kLoadAgain},
+    {507046, "the device did not answer in time", kLoadAgain},
+    {507054, "the device's memory is damaged", "look at npu-smi info, and use another device"},
 };
 
 // Codes that are not listed, by their range.
@@ -71,7 +77,7 @@ Meaning acl_range(int code) {
     case 200:
     case 207: return {code, "a resource is exhausted", kLessMemory};
     case 500: return {code, "internal error of CANN", kLoadAgain};
-    case 507: return {code, "a kernel failed on the device", kLoadAgain};
+    case 507: return {code, "the device or its driver failed", kLoadAgain};
     default: return {code, "unknown code", kLoadAgain};
   }
 }

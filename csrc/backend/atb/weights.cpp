@@ -7,7 +7,6 @@
 
 #include "backend/atb/status.h"
 #include "base/convert.h"
-#include "base/error.h"
 
 namespace lb::npu {
 namespace {
@@ -24,11 +23,6 @@ struct Task {
   std::int64_t target_row = 0;   // of the part
   std::int64_t num_rows = 0;
 };
-
-DType dtype_of(Element element) {
-  LB_CHECK(element != Element::kI32);
-  return element == Element::kF32 ? DType::kF32 : element == Element::kF16 ? DType::kF16 : DType::kBF16;
-}
 
 void add_tasks(std::size_t entry, const WeightPart& part, std::vector<Task>& tasks) {
   const std::int64_t row_bytes = part.columns.count * size_bytes(part.element);

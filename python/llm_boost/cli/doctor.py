@@ -66,23 +66,27 @@ def examine(environment: Mapping[str, str], root: Path, device: Mapping[str, Any
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = _core.usable_threads()
+    toolkit, atb = _toolkit(environment), _atb(environment)
     return [
         Finding("llm_boost", f"{__version__}, Python {platform.python_version()}, {sys.platform} {platform.machine()}"),
         Finding("backends", ", ".join(_core.backend_names())),
         Finding("cpu kernels", f"{_core.isa_levels()[0]} (of {', '.join(_core.isa_levels())})"),
         Finding("threads", f"{threads} (affinity allows {affinity}, the rest is the control group's CPU quota)"),
         _driver(root),
-        _toolkit(environment),
-        _atb(environment),
-        _abi(environment, device),
+        toolkit,
+        atb,
+        _backend(environment, device, toolkit, atb),
         *_devices(device, root),
     ]
 
 
 def _version(*files: Path) -> str:
+    """As cmake/FindATB.cmake finds it."""
     for file in files:
         if file.is_file():
-            match = re.search(r"\d+\.\d+[A-Za-z0-9.]*", file.read_text("utf-8", errors="replace"))
+            text = file.read_text("utf-8", errors="replace")
+            lines = [line for line in text.splitlines() if re.search(r"[Vv]ersion|: *\d+\.", line)]
+            match = re.search(r"\d+\.\d+[A-Za-z0-9.]*", "\n".join(lines))
             if match:
                 return match[0]
     return "of an unknown version"
@@ -129,20 +133,27 @@ def _atb(environment: Mapping[str, str]) -> Finding:
     return Finding("ATB", f"{version}, {home}")
 
 
-def _abi(environment: Mapping[str, str], device: Mapping[str, Any]) -> Finding:
-    match = re.search(r"cxx_abi_([01])/?$", environment.get("ATB_HOME_PATH", ""))
-    found = int(match[1]) if match else None
+def _backend(environment: Mapping[str, str], device: Mapping[str, Any], toolkit: Finding, atb: Finding) -> Finding:
+    name = "atb backend"
     if not device["is_built"]:
-        advice = "install llm_boost again: CANN and ATB can be found now" if found is not None else ""
-        return Finding("atb backend", "not in this build", advice)
+        is_complete = not toolkit.advice and not atb.advice
+        advice = "install llm_boost again: CANN and ATB can be found now" if is_complete else ""
+        return Finding(name, "not in this build", advice)
     built = f"built for {device['built_for']}, C++ ABI {device['abi']}"
-    if found is not None and found != device["abi"]:
+    abi = re.search(r"cxx_abi_([01])/?$", environment.get("ATB_HOME_PATH", ""))
+    if abi is not None and int(abi[1]) != device["abi"]:
         return Finding(
-            "atb backend",
-            f"{built}, but ATB_HOME_PATH is of ABI {found}",
+            name,
+            f"{built}, but ATB_HOME_PATH is of ABI {abi[1]}",
             f"`source {_ATB_SCRIPT} --cxx_abi={device['abi']}`, or install llm_boost again",
         )
-    return Finding("atb backend", built)
+    if not toolkit.advice and not atb.advice:
+        found = ", ".join(f"{each.name} {each.value.partition(', ')[0]}" for each in (toolkit, atb))
+        if found != device["built_for"] and "unknown" not in found + built:
+            return Finding(
+                name, f"{built}, but here are {found}", "install llm_boost again, to have it built for these"
+            )
+    return Finding(name, built)
 
 
 def _devices(device: Mapping[str, Any], root: Path) -> list[Finding]:

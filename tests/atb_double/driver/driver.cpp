@@ -316,11 +316,9 @@ int driver_set_execute_type(Context* context, int type) {
   return context->SetExecuteType(static_cast<ExecuteType>(type));
 }
 
-int driver_set_launch_mode(Context* context, int mode) {
+int driver_release() { return ATB_DOUBLE_RELEASE; }
+
 #if ATB_DOUBLE_RELEASE >= 820
-  return context->SetLaunchMode(static_cast<LaunchMode>(mode));
-#else
-  return context == nullptr && mode != 0 ? ERROR_INVALID_PARAM : NO_ERROR;
+int driver_set_launch_mode(Context* context, int mode) { return context->SetLaunchMode(static_cast<LaunchMode>(mode)); }
 #endif
-}
 }

@@ -245,6 +245,9 @@ aclError aclrtMallocAlign32(void** address, size_t size, aclrtMemMallocPolicy) {
 }
 
 aclError aclrtFree(void* address) {
+  if (Stream::any_busy()) {
+    log_error("aclrtFree: queued work may use the memory, synchronise first");
+  }
   return Memory::instance().free_device(address) ? ACL_SUCCESS
                                                  : refuse(kRtInvalidParam, "aclrtFree: not a live device allocation");
 }

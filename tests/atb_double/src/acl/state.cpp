@@ -50,6 +50,7 @@ Settings read_settings() {
   read.soc = variable("ATB_DOUBLE_SOC", read.soc.c_str());
   read.executes = !choice("ATB_DOUBLE_MODE", "compute", "null");
   read.lazy = choice("ATB_DOUBLE_SCHEDULE", "eager", "lazy");
+  read.workspace_rises = choice("ATB_DOUBLE_WORKSPACE", "steady", "rising");
   read.memory_bytes = number("ATB_DOUBLE_HBM_BYTES", read.executes ? read.memory_bytes : uint64_t{64} << 30U);
   read.devices = static_cast<uint32_t>(number("ATB_DOUBLE_DEVICES", read.devices));
   read.comm_timeout_seconds = static_cast<int>(number("ATB_DOUBLE_COMM_TIMEOUT_S", 120));

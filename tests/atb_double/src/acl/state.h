@@ -16,6 +16,7 @@ struct Settings {
   std::string soc = "Ascend910B2";      // ATB_DOUBLE_SOC
   bool executes = true;                 // ATB_DOUBLE_MODE: compute, or null: every check, but no memory and no kernels
   bool lazy = false;                    // ATB_DOUBLE_SCHEDULE: eager, or lazy: streams run only when somebody waits
+  bool workspace_rises = false;         // ATB_DOUBLE_WORKSPACE: steady, or rising: each Setup wants more than the last
   uint64_t memory_bytes = 256U << 20U;  // ATB_DOUBLE_HBM_BYTES; 64 GiB in null mode
   uint32_t devices = 8;                 // ATB_DOUBLE_DEVICES
   int comm_timeout_seconds = 120;       // ATB_DOUBLE_COMM_TIMEOUT_S

@@ -99,6 +99,11 @@ bool Stream::busy() {
   return finished_ < enqueued_;
 }
 
+bool Stream::any_busy() {
+  const std::lock_guard lock(registry().mutex);
+  return std::any_of(registry().streams.begin(), registry().streams.end(), [](Stream* each) { return each->busy(); });
+}
+
 void Stream::release_all() {
   if (!settings().lazy) {
     return;

@@ -35,7 +35,8 @@ class Stream {
   bool busy();
   aclError synchronize();
   static aclError synchronize_all();
-  static void release_all();  // Under the lazy schedule: whatever is queued now may run.
+  static void release_all();
+  static bool any_busy();  // Under the lazy schedule: whatever is queued now may run.
 
   // Captured tasks do not run; they are played again by play().
   bool begin_capture();

@@ -198,6 +198,10 @@ Status OpBase::make_program(const atb::VariantPack& pack) {
   if (const Status status = lower(*program, ins, outs); status != atb::NO_ERROR) {
     return status;
   }
+  if (settings().workspace_rises && !captured_) {
+    static std::atomic<uint64_t> setups{0};
+    program->workspace_bytes += ++setups << 18U;
+  }
   in_descs_ = descs_of(pack.inTensors);
   out_descs_ = descs_of(pack.outTensors);
   program_ = std::move(program);
@@ -300,6 +304,9 @@ Status OpBase::launch(const atb::VariantPack& pack, uint8_t* workspace) {
     return refuse(atb::ERROR_INVALID_PARAM, "the context's stream was destroyed");
   }
   if (context_->captures()) {
+    if (!captured_ && !context_->is_setup_thread()) {
+      warn_silent(name_, "captured beside the thread that calls Setup, which may call the runtime meanwhile");
+    }
     if (!captured_ && injected("aclmdlRICaptureBegin")) {
       return atb::ERROR_RT_FAIL;
     }

@@ -103,6 +103,11 @@ bool ContextImpl::enter_setup() {
   return true;
 }
 
+bool ContextImpl::is_setup_thread() {
+  const std::lock_guard lock(mutex_);
+  return std::this_thread::get_id() == setup_thread_;
+}
+
 }  // namespace atb_double
 
 namespace atb {

@@ -36,6 +36,7 @@ class ContextImpl final : public atb::Context {
   // Setup holds one of these. False when another thread is in Setup, or this thread had left Setup to another one.
   bool enter_setup();
   void leave_setup() { in_setup_ = false; }
+  bool is_setup_thread();
   uint64_t take_tiling_block() { return blocks_taken_++; }
   bool tiling_block_is_intact(uint64_t block) const { return blocks_taken_ - block <= tiling_blocks_; }
 
