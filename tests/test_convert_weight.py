@@ -380,7 +380,7 @@ MISTAKES = {
     "misspelt option": ("HF out.ckpt --dtpye fp16", "unknown option '--dtpye'; did you mean '--dtype'?"),
     "qkv_concat maybe": (
         "HF out.ckpt --qkv_concat maybe",
-        "-qkv_concat: is 'maybe', expected True or False",
+        "-qkv_concat: expected True or False, found 'maybe'",
     ),
     "n_head": ("HF out.ckpt --n_head 32", "--n_head is not supported: the shape comes from the model's config.json"),
     "layers": ("HF out.ckpt --layers 2", "--layers is not supported: the shape comes from"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_boost.cli.options import add_flag
 from llm_boost.convert_weight import (
     Options,
     convert_to_hugging_face,
@@ -67,16 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", choices=_MODELS, help="the architecture that is expected")
     parser.add_argument("--dtype", choices=_DTYPES, help="type of the weights (default: as stored)")
-    parser.add_argument(
-        "--qkv_concat",
-        "-qkv_concat",
-        type=_boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="BOOL",
-        help="join wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden",
-    )
+    add_flag(parser, "--qkv_concat", "-qkv_concat", help="join wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden")
     parser.add_argument("--reversed", action="store_true", help="make a Hugging Face directory of a checkpoint")
     parser.add_argument(
         "--config_path",
@@ -116,7 +108,7 @@ def _convert(arguments: argparse.Namespace, source: Path, target: Path | None) -
     if arguments.torch_ckpt_path is not None and target is None:
         target = _DEFAULT_TARGET
     return convert_to_mindspore(
-        source, _required(target), options, fused=arguments.qkv_concat, config_path=arguments.config_path
+        source, _required(target), options, fused=bool(arguments.qkv_concat), config_path=arguments.config_path
     )
 
 
@@ -161,10 +153,3 @@ def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> No
 
 def _option(name: str) -> str:
     return name.upper() if name in ("source", "target") else f"--{name}"
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"is {text!r}, expected True or False")
-    return values[text.lower()]

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_boost._yaml import Node, parse_yaml_value
+from llm_boost.cli.options import add_flag
 from llm_boost.cli.throughput import measure_throughput
 from llm_boost.errors import ConfigError
 from llm_boost.model import Model, Prompt
@@ -27,20 +28,13 @@ _SAMPLE_PROMPTS = ("I love Beijing, because", "LLaMA is a", "Huawei is a company
 _MODEL = "model.model_config."
 
 
-def _boolean(text: str) -> bool:
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
-    return values[text.lower()]
-
-
 @dataclass(frozen=True, slots=True)
 class _Override:
     """An option that replaces a key of the run config."""
 
     option: str
     key: str
-    kind: Callable[[str], object]
+    kind: type
     text: str
     alias: str | None = None
 
@@ -55,18 +49,18 @@ _OVERRIDES = (
     _Override("batch_size", _MODEL + "batch_size", int, "most prompts computed at once", "predict_batch_size"),
     _Override("seq_length", _MODEL + "seq_length", int, "most tokens of prompt and output"),
     _Override("max_decode_length", _MODEL + "max_decode_length", int, "most of both to generate", "predict_length"),
-    _Override("do_sample", _MODEL + "do_sample", _boolean, "draw tokens at random"),
+    _Override("do_sample", _MODEL + "do_sample", bool, "draw tokens at random"),
     _Override("temperature", _MODEL + "temperature", float, "logits are divided by it, if do_sample"),
     _Override("top_k", _MODEL + "top_k", int, "only the k most likely tokens, if do_sample"),
     _Override("top_p", _MODEL + "top_p", float, "only tokens that reach this probability, if do_sample"),
     _Override("repetition_penalty", _MODEL + "repetition_penalty", float, "above 1 avoids repetition"),
     _Override("seed", "seed", int, "of random choices"),
-    _Override("use_parallel", "use_parallel", _boolean, "use several devices"),
+    _Override("use_parallel", "use_parallel", bool, "use several devices"),
     _Override("device_num", "parallel_config.model_parallel", int, "devices, if use_parallel"),
-    _Override("use_past", _MODEL + "use_past", _boolean, "must be True"),
+    _Override("use_past", _MODEL + "use_past", bool, "must be True"),
     _Override("run_mode", "run_mode", str, "must be predict"),
-    _Override("only_save_strategy", "only_save_strategy", _boolean, "must be False"),
-    _Override("auto_trans_ckpt", "auto_trans_ckpt", _boolean, "no effect: formats are found out"),
+    _Override("only_save_strategy", "only_save_strategy", bool, "must be False"),
+    _Override("auto_trans_ckpt", "auto_trans_ckpt", bool, "no effect: formats are found out"),
     _Override("src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "no effect on one device"),
     _Override("register_path", "register_path", str, "no effect: no code is loaded"),
 )
@@ -90,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="complete prompts as they are, without the chat template")
     parser.add_argument("--save_file", metavar="FILE", help=f"write texts there (default: a list, {_RESULT_FILE})")
-    _add_flag(parser, "--measure_throughput", help="time random prompts, and print a table")
+    add_flag(parser, "--measure_throughput", help="time random prompts, and print a table")
     parser.add_argument("--device_id", type=int, default=None, help="device to run on; -1: of the variable RANK_ID")
     parser.add_argument("--task", choices=["text_generation"], help="there is one task")
     parser.add_argument("--verbose", action="store_true", help="list the keys that have no effect")
@@ -99,14 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("replacing keys of the run config")
     for override in _OVERRIDES:
-        if override.kind is _boolean:
-            _add_flag(group, *override.names(), help=override.text)
+        if override.kind is bool:
+            add_flag(group, *override.names(), help=override.text)
         else:
             group.add_argument(*override.names(), type=override.kind, help=override.text)
-
-
-def _add_flag(group: argparse._ActionsContainer, *names: str, help: str) -> None:  # noqa: A002  # as argparse has it
-    group.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="True|False", help=help)
 
 
 def main(arguments: argparse.Namespace) -> int:
