@@ -66,7 +66,11 @@ class ModelConfig:
                 config.json are listed in one error.
         """
         path = directory / "config.json"
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as problem:
+            raise ConfigError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+        if not exists:
             raise ConfigError(
                 f"{directory}: has no config.json, which describes the model; copy it beside the weights, "
                 "or load them with a run config that describes the model"

@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the machine's, and not ours: a disk that fails, a directory that may not be read
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"llm-boost {command}: {place}{error.strerror or error}", file=sys.stderr)
+        return _EXIT_BAD_INPUT
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from llm_boost.model import Model
@@ -33,6 +34,13 @@ def _boolean(text: str) -> bool:
     if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
     return BOOLEANS[text.lower()]
+
+
+def path(text: str) -> Path:
+    """The value of an argument that names a file or directory: an empty one is a variable that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a path")
+    return Path(text)
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
