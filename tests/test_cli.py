@@ -39,6 +39,7 @@ def test_installed_command_and_module_agree() -> None:
         (["run", "m", "p", "q"], "unrecognized arguments: q"),
         (["run", "m", "--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["run", "smollm2"], "no directory 'smollm2', and unknown model 'smollm2'; did you mean 'smollm2-135m-"),
+        (["run", "", "hi"], "the model's name is empty, expected a directory, a checkpoint, or a pulled model"),
         (["pull", "smollm"], "unknown model 'smollm'; did you mean 'smollm2-135m-instruct'?"),
         (["convert", "missing.gguf", "out"], "missing.gguf"),
         (["info", "/dev/null"], "is not a model directory|no directory|is a file|/dev/null"),

@@ -320,7 +320,10 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError when its directory has none."""
         if self._tokenizer is None:
-            raise TokenizerError("the model's directory has no tokenizer; give prompts as token ids")
+            raise TokenizerError(
+                "the model's directory has no tokenizer; give prompts as token ids, or put tokenizer.json, "
+                "tokenizer.model or vocab.json there"
+            )
         return self._tokenizer
 
     def info(self) -> ModelInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ class ModelConfig:
             )
         reader = _Reader(path, read_json_object(path, ConfigError))
         generation_path = directory / "generation_config.json"
-        generation = read_json_object(generation_path, ConfigError) if generation_path.is_file() else {}
+        generation = read_json_object(generation_path, ConfigError) if os.path.lexists(generation_path) else {}
         return reader.model_config(generation)
 
     @property
