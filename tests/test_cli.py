@@ -82,8 +82,10 @@ def test_mistakes_give_one_message_and_exit_code_2(
     ],
 )
 def test_options_may_stand_anywhere(
-    monkeypatch: pytest.MonkeyPatch, command: str, line: str, expected: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, line: str, expected: dict[str, object]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FALSE").touch()  # a value all the same
     parsed: list[Namespace] = []
     monkeypatch.setattr(_COMMANDS[command], "main", lambda arguments: parsed.append(arguments) or 0)
     assert main([*command.split(), *line.split()]) == 0

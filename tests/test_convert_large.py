@@ -12,7 +12,6 @@ from large_checkpoint import CONFIG, EMBEDDING, EMBEDDING_BYTES, checksum, write
 from reference.tiny_models import TinySpec, write_tiny_model
 
 from llm_boost.checkpoint import StoredTensor, open_checkpoint
-from llm_boost.checkpoint.write import SLICE_BYTES
 from llm_boost.convert_weight import Options, convert_to_hugging_face, fuse_checkpoint
 
 MEMORY = """
@@ -46,7 +45,7 @@ def test_tensors_above_512_mib_are_sliced_and_put_together(brief_path: Path) -> 
     source = write_large_checkpoint(brief_path / "source.safetensors")
     fused = fuse_checkpoint(source, brief_path / "fused.ckpt", options)
     slices = stored(fused, EMBEDDING).segments
-    assert [num_bytes for _, _, num_bytes in slices] == [SLICE_BYTES, EMBEDDING_BYTES - SLICE_BYTES]
+    assert [num_bytes for _, _, num_bytes in slices] == [512 << 20, EMBEDDING_BYTES - (512 << 20)]
     assert checksum(stored(fused, EMBEDDING)) == checksum(stored(source, EMBEDDING))
     back = convert_to_hugging_face(fused, brief_path / "back", options, config_path=brief_path)
     assert checksum(stored(back, "model.embed_tokens.weight")) == checksum(stored(fused, EMBEDDING))
