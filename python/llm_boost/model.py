@@ -320,10 +320,7 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError when its directory has none."""
         if self._tokenizer is None:
-            raise TokenizerError(
-                "the model's directory has no tokenizer; give prompts as token ids, or put tokenizer.json, "
-                "tokenizer.model or vocab.json there"
-            )
+            raise TokenizerError("the model's directory has no tokenizer; give prompts as token ids")
         return self._tokenizer
 
     def info(self) -> ModelInfo:
