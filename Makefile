@@ -51,7 +51,8 @@ format: $(VENV)/ready
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# The sanitizer's runtime must be the first library in the process, before Python itself.
+# The sanitizer's runtime must be the first library in the process, before Python itself. Its report goes to the standard
+# error of a process that then ends, where pytest must not hold it back.
 SANITIZED = $(BIN)/cmake --preset $(1) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	&& $(BIN)/cmake --build --preset $(1) -j $(JOBS) && $(BIN)/cmake --install build/$(1) --prefix build/$(1)/site > /dev/null
 
@@ -60,14 +61,14 @@ asan: $(VENV)/ready
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(call SANITIZED,dev)
 	$(BIN)/llm-boost pull $(MODEL) || $(MAKE) demo
 	PYTHONPATH=build/dev/site LLM_BOOST_SANITIZER=address ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest --capture=sys
 
 tsan: $(VENV)/ready
 	$(PIP) --group test
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(call SANITIZED,tsan)
 	$(BIN)/llm-boost pull $(MODEL) || $(MAKE) demo
-	PYTHONPATH=build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
-		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest
+	PYTHONPATH=build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
+		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest --capture=sys
 
 clean:
 	rm -rf build dist $(VENV)

@@ -11,7 +11,7 @@ SANITIZED = "LLM_BOOST_SANITIZER" in os.environ
 
 
 def reduced(usual: T, sanitized: T) -> T:
-    """How much a test does: less under a sanitizer, where everything takes ten times as long."""
+    """How much a test does, or how long it waits: under a sanitizer everything takes ten times as long."""
     return sanitized if SANITIZED else usual
 
 

@@ -20,14 +20,13 @@ void pause() {
 }  // namespace
 
 void wait_for(const std::atomic<std::uint32_t>& word, std::uint32_t target) {
-  // Counters wrap around: the difference tells which is ahead.
-  const auto reached = [target](std::uint32_t value) { return static_cast<std::int32_t>(value - target) >= 0; };
   for (int spin = 0; spin < kSpins; ++spin) {
-    if (reached(word.load(std::memory_order_acquire))) return;
+    if (has_reached(word, target)) return;
     pause();
   }
-  for (std::uint32_t value = word.load(std::memory_order_acquire); !reached(value);
-       value = word.load(std::memory_order_acquire)) {
+  while (true) {
+    const std::uint32_t value = word.load(std::memory_order_acquire);
+    if (has_reached(word, target)) return;
     word.wait(value, std::memory_order_acquire);
   }
 }

@@ -10,8 +10,13 @@
 
 namespace lb {
 
-// Waits until `word` is at least `target`, and sees what was written before it became so: spins for some tens of
-// microseconds and then parks. Whoever raises the word to the target must call notify_all() on it.
+// Whether a counter that wraps around has come as far as `target`, and if so, what was written before.
+inline bool has_reached(const std::atomic<std::uint32_t>& word, std::uint32_t target) {
+  return static_cast<std::int32_t>(word.load(std::memory_order_acquire) - target) >= 0;
+}
+
+// Waits until `word` has reached `target`: spins for some tens of microseconds and then parks. Whoever raises the word
+// to the target must call notify_all() on it.
 void wait_for(const std::atomic<std::uint32_t>& word, std::uint32_t target);
 
 // The calling thread is member 0 of the team and works too; `num_threads - 1` more are started. One thread at a time

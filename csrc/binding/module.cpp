@@ -32,7 +32,7 @@ std::span<const std::int32_t> as_span(const IntArray& array) {
 lb::TokenMask as_mask(const py::bytes& bytes) {
   const std::string_view view = bytes;
   lb::TokenMask mask(view.size() / sizeof(std::uint32_t));
-  std::memcpy(mask.data(), view.data(), mask.size() * sizeof(std::uint32_t));
+  if (!mask.empty()) std::memcpy(mask.data(), view.data(), mask.size() * sizeof(std::uint32_t));
   return mask;
 }
 

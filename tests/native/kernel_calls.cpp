@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <stdexcept>
 #include <utility>
 
 #include "backend/cpu/cache_layout.h"
@@ -175,27 +176,42 @@ Array attention(const Kernels& kernels, const AttentionCall& call) {
                          .slot = call.block_table[block] * call.block_size + position % call.block_size,
                          .last_of_sequence = position == context - 1});
   }
-  Aligned out(call.q.size() * 4 + 64);
   Aligned scratch(static_cast<std::int64_t>(attention_scratch_bytes(dim)));
-  for (std::int64_t row = 0; row < tokens * group; row += kQueryRows) {
-    kernels.attend({.cache = cache,
-                    .block_table = call.block_table.data(),
-                    .q = call.q.data.data(),
-                    .ldq = group * dim,
-                    .rope = {call.cos.data.data(), call.sin.data.data()},
-                    .first_position = context - tokens,
-                    .group = group,
-                    .row_begin = row,
-                    .row_end = std::min<std::int64_t>(row + kQueryRows, tokens * group),
-                    .scale = call.scale,
-                    .operand = operand,
-                    .out = out.as<std::byte>(),
-                    .ldo = group * dim,
-                    .scratch = scratch.as<std::byte>()});
+  const auto args_for = [&](std::int64_t row, Aligned& out) {
+    return AttentionArgs{.cache = cache,
+                         .block_table = call.block_table.data(),
+                         .q = call.q.data.data(),
+                         .ldq = group * dim,
+                         .rope = {call.cos.data.data(), call.sin.data.data()},
+                         .first_position = context - tokens,
+                         .group = group,
+                         .row_begin = row,
+                         .row_end = std::min<std::int64_t>(row + kQueryRows, tokens * group),
+                         .scale = call.scale,
+                         .operand = operand,
+                         .out = out.as<std::byte>(),
+                         .ldo = group * dim,
+                         .scratch = scratch.as<std::byte>()};
+  };
+  const auto values = [&](Aligned& out) {
+    Array result = Array::zeros(call.q.shape);
+    for (std::int64_t i = 0; i < call.q.size(); ++i)
+      result.data[static_cast<std::size_t>(i)] = load_operand(operand, out.as<std::byte>(), i);
+    return result;
+  };
+  Aligned out(call.q.size() * 4 + 64);
+  for (std::int64_t row = 0; row < tokens * group; row += kQueryRows) kernels.attend(args_for(row, out));
+  const Array result = values(out);
+  if (tokens == 1) {
+    Aligned merged(call.q.size() * 4 + 64);
+    AttentionArgs args = args_for(0, merged);
+    args.num_tiles = ceil_div(context, std::int64_t{kTilePositions});
+    Aligned tiles(args.num_tiles * attention_tile_floats(group, cache.padded_dim) * 4);
+    args.tiles = tiles.as<float>();
+    for (args.tile = args.num_tiles - 1; args.tile >= 0; --args.tile) kernels.attend(args);
+    kernels.merge_tiles(args);
+    if (values(merged).data != result.data) throw std::logic_error("the tiles together differ from the whole context");
   }
-  Array result = Array::zeros(call.q.shape);
-  for (std::int64_t i = 0; i < call.q.size(); ++i)
-    result.data[static_cast<std::size_t>(i)] = load_operand(operand, out.as<std::byte>(), i);
   return result;
 }
 

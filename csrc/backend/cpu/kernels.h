@@ -128,9 +128,19 @@ struct AttentionArgs {
   void* out = nullptr;  // operand, as q is laid out
   std::int64_t ldo = 0;
   std::byte* scratch = nullptr;  // attention_scratch_bytes(), 64-byte aligned, private to the thread
+  // The tiles of a long context can be shared out among threads. With tile >= 0 and the rows of one token, attend()
+  // computes that tile alone, into `tiles`; merge_tiles() then makes `out` of all num_tiles, as attend() would have.
+  std::int64_t tile = -1;
+  std::int64_t num_tiles = 0;
+  float* tiles = nullptr;  // [num_tiles][attention_tile_floats()], 64-byte aligned
 };
 
 std::size_t attention_scratch_bytes(std::int64_t head_dim);
+
+// What is known of `rows` query rows after some tiles: sums of weighted values, maxima of scores, sums of weights.
+constexpr std::int64_t attention_tile_floats(std::int64_t rows, std::int64_t padded_dim) {
+  return (rows * (padded_dim + 2) + kLanes - 1) / kLanes * kLanes;
+}
 
 // The functions of one instruction set level.
 struct Kernels {
@@ -141,6 +151,7 @@ struct Kernels {
   void (*rms_norm)(const NormArgs& args);
   void (*cache_write)(const CacheWriteArgs& args);
   void (*attend)(const AttentionArgs& args);
+  void (*merge_tiles)(const AttentionArgs& args);
 
   // Transposes 16 rows of `steps` words into one lane group of a panel: target[step * 32 + lane] = rows[lane][step].
   // Rows from `valid_rows` on are taken as zero. row_stride in words.

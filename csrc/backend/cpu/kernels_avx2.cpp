@@ -33,8 +33,8 @@ namespace lb::cpu {
 
 const Kernels* avx2_kernels() {
   using namespace avx2;
-  static constexpr Kernels kernels{"avx2",     false,     linear_f32, rms_norm, cache_write,
-                                   attend_f32, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx2",      false,     linear_f32, rms_norm, cache_write,     attend_f32,
+                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
   return &kernels;
 }
 

@@ -19,8 +19,8 @@ namespace lb::cpu {
 
 const Kernels* avx512_kernels() {
   using namespace avx512;
-  static constexpr Kernels kernels{"avx512",   false,     linear_f32, rms_norm, cache_write,
-                                   attend_f32, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx512",    false,     linear_f32, rms_norm, cache_write,     attend_f32,
+                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
   return &kernels;
 }
 

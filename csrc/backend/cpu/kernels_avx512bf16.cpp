@@ -58,8 +58,8 @@ namespace lb::cpu {
 
 const Kernels* avx512bf16_kernels() {
   using namespace avx512bf16;
-  static constexpr Kernels kernels{"avx512bf16", true,      linear,    rms_norm, cache_write,
-                                   attend,       pack_rows, max_value, sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx512bf16", true,      linear,    rms_norm, cache_write,     attend,
+                                   merge_tiles,  pack_rows, max_value, sum_exp,  collect_at_least};
   return &kernels;
 }
 

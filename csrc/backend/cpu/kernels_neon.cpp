@@ -33,8 +33,8 @@ namespace lb::cpu {
 
 const Kernels* neon_kernels() {
   using namespace neon;
-  static constexpr Kernels kernels{"neon",     false,     linear_f32, rms_norm, cache_write,
-                                   attend_f32, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"neon",      false,     linear_f32, rms_norm, cache_write,     attend_f32,
+                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
   return &kernels;
 }
 

@@ -25,8 +25,8 @@ namespace lb::cpu {
 
 const Kernels* scalar_kernels() {
   using namespace scalar;
-  static constexpr Kernels kernels{"scalar",   false,     linear_f32, rms_norm, cache_write,
-                                   attend_f32, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"scalar",    false,     linear_f32, rms_norm, cache_write,     attend_f32,
+                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
   return &kernels;
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "backend/cpu/linear_pieces.h"
 #include "backend/cpu/step_runner.h"
 #include "base/error.h"
 
@@ -23,10 +24,16 @@ CacheLayout cache_layout(const ModelGraph& graph, DType dtype) {
   throw InternalError("a layer without a cache");
 }
 
+std::int64_t num_query_heads(const ModelGraph& graph) {
+  for (const Op& op : graph.layer.ops) {
+    if (const auto* attention = std::get_if<PagedAttention>(&op)) return attention->num_heads;
+  }
+  throw InternalError("a layer without attention");
+}
+
 std::size_t attention_scratch_bytes(std::int64_t head_dim) {
   const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
-  const std::int64_t floats = kQueryRows * (2 + padded + head_dim);
-  return static_cast<std::size_t>(floats) * sizeof(float) + 4 * 64;  // four parts, each rounded up to a cache line
+  return static_cast<std::size_t>(attention_tile_floats(kQueryRows, padded) + kQueryRows * head_dim) * sizeof(float);
 }
 
 CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
@@ -35,7 +42,8 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
       pool_(pool),
       options_(options),
       rope_(graph.rope),
-      cache_layout_(cache_layout(graph, options.activation_dtype)) {
+      cache_layout_(cache_layout(graph, options.activation_dtype)),
+      attention_(num_query_heads(graph), cache_layout_, options, pool.size()) {
   if (options.activation_dtype == DType::kF16) {
     throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
   }
@@ -65,11 +73,9 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
-  attention_items_.resize(static_cast<std::size_t>(options.max_sequences) + 1);
   const std::size_t per_layer = layers_.graph.steps.size();
-  const std::size_t num_steps =
-      embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size();
-  for (std::size_t step = 0; step < num_steps; ++step) shares_.emplace_back(pool.size());
+  find_products();
+  for (std::size_t step = 0; step < next_product_.size(); ++step) shares_.emplace_back(pool.size());
   step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
 }
 
@@ -88,6 +94,41 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
   request(head_, as_is);
   packed_ =
       std::make_unique<PackedWeights>(requests, weights, options.weight_dtype, kernels_, pool_, options.on_progress);
+}
+
+void CpuProgram::find_products() {
+  for (const Stage* stage : {&embed_, &layers_, &head_}) {
+    for (const std::size_t first_weight : stage->first_weight) {
+      for (const Step& step : stage->graph.steps) {
+        const auto* linear = std::get_if<LinearStep>(&step.kind);
+        next_product_.push_back(
+            linear == nullptr
+                ? Product{}
+                : Product{&packed_->weights()[first_weight + static_cast<std::size_t>(linear->weight)], linear->rows});
+      }
+    }
+  }
+  // Each step's own product is now at its place; what it needs is the one behind it.
+  Product next;
+  for (auto product = next_product_.rbegin(); product != next_product_.rend(); ++product) {
+    const Product own = std::exchange(*product, next);
+    if (own.weight != nullptr) next = own;
+  }
+}
+
+std::int64_t CpuProgram::num_rows(Rows rows) const {
+  return static_cast<std::int64_t>(rows == Rows::kTokens ? batch_->token_ids.size() : batch_->logit_rows.size());
+}
+
+// At the panels of the member's own range of a product.
+void CpuProgram::aim(NextWeights& next, const Product& product, const WorkShares& shares, int member) const {
+  if (product.weight == nullptr || num_rows(product.rows) == 0) return;
+  const PackedWeight& weight = *product.weight;
+  const LinearPieces pieces(num_rows(product.rows), num_panels(weight), pool_.size());
+  const std::int64_t panel_bytes = weight.columns / elements_per_step(weight.dtype) * kPanel * 4;
+  LinearArgs first;
+  pieces.select(shares.first_piece(member, pieces.count()), first);
+  next.aim(weight.data + first.panel_begin * panel_bytes, weight.data + num_panels(weight) * panel_bytes);
 }
 
 CacheView CpuProgram::cache_view(std::int64_t layer, std::int64_t kv_head) const {
@@ -109,32 +150,27 @@ void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
 
 void CpuProgram::prepare(const StepBatch& batch) {
   batch_ = &batch;
-  std::int64_t group = 1;
-  for (const Step& step : layers_.graph.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step.kind))
-      group = attention->num_heads / attention->num_kv_heads;
-  }
+  attention_.prepare(batch);
   std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
   for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
-    const std::int64_t rows = (batch.seq_begin[s + 1] - batch.seq_begin[s]) * group;
-    attention_items_[s + 1] =
-        attention_items_[s] + ceil_div(rows, std::int64_t{kQueryRows}) * cache_layout_.num_kv_heads();
     last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
   }
   for (WorkShares& shares : shares_) shares.reset();
 }
 
-void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
+void CpuProgram::run_stage(const Stage& stage, std::size_t& step_index, NextWeights& next, int member) {
   using Clock = std::chrono::steady_clock;
   // Times are kept per step of a graph, summed over layers.
   const std::size_t first_time = &stage == &embed_    ? 0
                                  : &stage == &layers_ ? embed_.graph.steps.size()
                                                       : embed_.graph.steps.size() + layers_.graph.steps.size();
   for (std::size_t repetition = 0; repetition < stage.first_weight.size(); ++repetition) {
-    for (std::size_t i = 0; i < stage.graph.steps.size(); ++i) {
+    for (std::size_t i = 0; i < stage.graph.steps.size(); ++i, ++step_index) {
+      WorkShares& shares = shares_[step_index];
+      aim(next, next_product_[step_index], shares, member);
       const Clock::time_point start = options_.time_steps ? Clock::now() : Clock::time_point{};
       const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
-                              shares_[static_cast<std::size_t>(step_index++)], member);
+                              shares, next, member);
       std::visit(runner, stage.graph.steps[i].kind);
       if (options_.time_steps && member == 0)
         step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();
@@ -145,10 +181,11 @@ void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
 std::span<const float> CpuProgram::run(const StepBatch& batch) {
   prepare(batch);
   pool_.run([this](int member) {
-    int step_index = 0;
-    run_stage(embed_, step_index, member);
-    run_stage(layers_, step_index, member);
-    if (!batch_->logit_rows.empty()) run_stage(head_, step_index, member);
+    std::size_t step_index = 0;
+    NextWeights next;
+    run_stage(embed_, step_index, next, member);
+    run_stage(layers_, step_index, next, member);
+    if (!batch_->logit_rows.empty()) run_stage(head_, step_index, next, member);
   });
   batch_ = nullptr;
   const BufferSpec& logits = head_.graph.buffers.back();

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/attention_pieces.h"
 #include "backend/cpu/cache_layout.h"
 #include "backend/cpu/lowering.h"
+#include "backend/cpu/next_weights.h"
 #include "backend/cpu/packing.h"
 #include "backend/cpu/work_shares.h"
 #include "base/memory.h"
@@ -37,9 +39,18 @@ class CpuProgram final : public Program {
     std::vector<std::size_t> first_weight;  // per repetition: where its weights start in packed_->weights()
   };
 
+  // A matrix product of the whole model.
+  struct Product {
+    const PackedWeight* weight = nullptr;
+    Rows rows = Rows::kTokens;
+  };
+
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
+  void find_products();
   void prepare(const StepBatch& batch);
-  void run_stage(const Stage& stage, int& step_index, int member);
+  void run_stage(const Stage& stage, std::size_t& step_index, NextWeights& next, int member);
+  void aim(NextWeights& next, const Product& product, const WorkShares& shares, int member) const;
+  std::int64_t num_rows(Rows rows) const;
   std::uint32_t* layer_cache(std::int64_t layer) const;
   CacheView cache_view(std::int64_t layer, std::int64_t kv_head) const;
 
@@ -53,22 +64,24 @@ class CpuProgram final : public Program {
   Stage head_;
   std::unique_ptr<PackedWeights> packed_;
 
-  CacheLayout cache_layout_;
+  const CacheLayout cache_layout_;
   std::int64_t layer_cache_words_ = 0;
   mutable Buffer cache_;
   Buffer arena_;
   std::size_t scratch_stride_ = 0;
   Buffer scratch_;  // [threads] for attention
+  mutable AttentionPieces attention_;
 
   // Of the step that runs.
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
-  std::vector<std::int64_t> attention_items_;   // [S + 1] prefix sums
   std::deque<WorkShares> shares_;               // one per step of the whole model
+  std::vector<Product> next_product_;           // the first one behind each step of the whole model
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
 // The cache of one layer of a model.
 CacheLayout cache_layout(const ModelGraph& graph, DType dtype);
+std::int64_t num_query_heads(const ModelGraph& graph);
 
 }  // namespace lb::cpu

@@ -9,8 +9,8 @@ namespace lb::cpu {
 
 template <class F>
 void StepRunner::share(std::int64_t count, std::int64_t chunk, F&& f) const {
-  shares_.run(member_, ceil_div(count, chunk),
-              [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
+  share_pieces(ceil_div(count, chunk),
+               [&](std::int64_t piece) { f(piece * chunk, std::min((piece + 1) * chunk, count)); });
 }
 
 const PackedWeight& StepRunner::weight(int index) const {
@@ -22,10 +22,7 @@ std::byte* StepRunner::at(View view) const {
   return const_cast<std::byte*>(program_.arena_.data()) + buffer.offset + view.column * buffer.element_bytes;
 }
 
-std::int64_t StepRunner::num_rows(Rows rows) const {
-  return static_cast<std::int64_t>(rows == Rows::kTokens ? program_.batch_->token_ids.size()
-                                                         : program_.batch_->logit_rows.size());
-}
+std::int64_t StepRunner::num_rows(Rows rows) const { return program_.num_rows(rows); }
 
 RopeRow StepRunner::rope_at(std::int64_t position) const {
   const std::int64_t offset = position * program_.rope_.half_dim;
@@ -75,7 +72,7 @@ void StepRunner::operator()(const LinearStep& step) const {
   const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
   const auto* x = at(step.x);
   auto* out = at(step.out);
-  shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
+  share_pieces(pieces.count(), [&](std::int64_t piece) {
     const std::int64_t first_row = pieces.first_row(piece);
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
@@ -107,37 +104,35 @@ void StepRunner::operator()(const CacheStep& step) const {
 
 void StepRunner::operator()(const AttentionStep& step) const {
   const StepBatch& batch = *program_.batch_;
-  const std::vector<std::int64_t>& items = program_.attention_items_;
-  const std::size_t num_sequences = batch.context_len.size();
-  const std::int64_t group = step.num_heads / step.num_kv_heads;
   const BufferSpec& out = spec(step.out);
-  shares_.run(member_, items[num_sequences], [&](std::int64_t item) {
-    const auto after =
-        std::upper_bound(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(num_sequences), item);
-    const auto s = static_cast<std::size_t>(after - items.begin()) - 1;
+  AttentionPieces& pieces = program_.attention_;
+  share_pieces(pieces.count(), [&](std::int64_t index) {
+    const AttentionPieces::Piece piece = pieces[index];
+    const std::size_t s = piece.sequence;
     const std::int64_t first_token = batch.seq_begin[s];
-    const std::int64_t num_tokens = batch.seq_begin[s + 1] - first_token;
-    const std::int64_t blocks = (items[s + 1] - items[s]) / step.num_kv_heads;
-    const std::int64_t head = (item - items[s]) / blocks;
-    // The last rows see the longest context: they go first, so that no thread is left with them at the end.
-    const std::int64_t block = blocks - 1 - (item - items[s]) % blocks;
-    const std::int64_t column = head * group * step.head_dim;
-    program_.kernels_.attend(
-        {.cache = program_.cache_view(layer_, head),
-         .block_table = batch.block_table.data() + s * static_cast<std::size_t>(program_.options_.max_blocks),
-         .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
-         .ldq = spec(step.q).ld,
-         .rope = rope_at(0),
-         .first_position = batch.context_len[s] - num_tokens,
-         .group = group,
-         .row_begin = block * kQueryRows,
-         .row_end = std::min<std::int64_t>((block + 1) * kQueryRows, num_tokens * group),
-         .scale = step.scale,
-         .operand = program_.operand_,
-         .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
-         .ldo = out.ld,
-         .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
-                    static_cast<std::size_t>(member_) * program_.scratch_stride_});
+    const std::int64_t group = step.num_heads / step.num_kv_heads;
+    const std::int64_t column = piece.kv_head * group * step.head_dim;
+    const AttentionArgs args{
+        .cache = program_.cache_view(layer_, piece.kv_head),
+        .block_table = batch.block_table.data() + s * static_cast<std::size_t>(program_.options_.max_blocks),
+        .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
+        .ldq = spec(step.q).ld,
+        .rope = rope_at(0),
+        .first_position = batch.context_len[s] - (batch.seq_begin[s + 1] - first_token),
+        .group = group,
+        .row_begin = piece.row_begin,
+        .row_end = piece.row_end,
+        .scale = step.scale,
+        .operand = program_.operand_,
+        .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
+        .ldo = out.ld,
+        .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
+                   static_cast<std::size_t>(member_) * program_.scratch_stride_,
+        .tile = piece.tile,
+        .num_tiles = piece.num_tiles,
+        .tiles = piece.tiles};
+    program_.kernels_.attend(args);
+    if (piece.tile >= 0 && pieces.finish_tile(piece)) program_.kernels_.merge_tiles(args);
   });
 }
 

@@ -12,12 +12,13 @@ namespace lb::cpu {
 class StepRunner {
  public:
   StepRunner(const CpuProgram& program, const LoweredGraph& graph, std::size_t first_weight, std::int64_t layer,
-             WorkShares& shares, int member)
+             WorkShares& shares, NextWeights& next, int member)
       : program_(program),
         graph_(graph),
         first_weight_(first_weight),
         layer_(layer),
         shares_(shares),
+        next_(next),
         member_(member) {}
 
   void operator()(const EmbedStep& step) const;
@@ -28,6 +29,13 @@ class StepRunner {
   void operator()(const GatherStep& step) const;
 
  private:
+  // Calls f(piece) for pieces that together, over all threads, cover [0, count) once, and returns when the threads have
+  // finished them all.
+  template <class F>
+  void share_pieces(std::int64_t count, F&& f) const {
+    shares_.run(member_, count, f, [this] { return next_.fetch(); });
+  }
+
   // Calls f(begin, end) for pieces of `chunk` that together, over all threads, cover [0, count) once, and returns when
   // the threads have finished them all.
   template <class F>
@@ -44,6 +52,7 @@ class StepRunner {
   const std::size_t first_weight_;
   const std::int64_t layer_;
   WorkShares& shares_;
+  NextWeights& next_;
   const int member_;
 };
 

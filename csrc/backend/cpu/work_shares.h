@@ -23,15 +23,16 @@ class WorkShares {
   }
 
   // Calls f(piece), over all members once for every piece in [0, count); returns when all are finished, by whichever
-  // members. Every member must call it, with the same count.
-  template <class F>
-  void run(int member, std::int64_t count, F&& f) {
+  // members. Every member must call it, with the same count. While it waits for the others it calls meanwhile(), which
+  // must be short, until that returns false.
+  template <class F, class Meanwhile>
+  void run(int member, std::int64_t count, F&& f, Meanwhile&& meanwhile) {
     const auto members = static_cast<std::int64_t>(taken_.size());
     std::uint32_t mine = 0;
     for (std::int64_t i = 0; i < members; ++i) {
       const std::int64_t owner = (member + i) % members;
-      const std::int64_t begin = owner * count / members;
-      const std::int64_t end = (owner + 1) * count / members;
+      const std::int64_t begin = first_piece(owner, count);
+      const std::int64_t end = first_piece(owner + 1, count);
       std::atomic<std::uint64_t>& counts = taken_[static_cast<std::size_t>(owner)].counts;
       for (;; ++mine) {
         // Pieces taken from the front in the low half, from the back in the high half: together they tell whether any
@@ -45,7 +46,19 @@ class WorkShares {
     }
     const auto all = static_cast<std::uint32_t>(count);
     if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == all) done_.notify_all();
+    while (!has_reached(done_, all) && meanwhile()) {
+    }
     wait_for(done_, all);
+  }
+
+  template <class F>
+  void run(int member, std::int64_t count, F&& f) {
+    run(member, count, f, [] { return false; });
+  }
+
+  // Where a member's own range of so many pieces begins.
+  std::int64_t first_piece(std::int64_t member, std::int64_t count) const {
+    return member * count / static_cast<std::int64_t>(taken_.size());
   }
 
  private:
