@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The build for tests has the test double of an Ascend device, which is not what "auto" shall find.
 os.environ["LLM_BOOST_BACKEND"] = "cpu"
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path if path.is_dir() else write_tiny_model(path, TINY_SPECS[name])
 
     return directory
+
+
+@pytest.fixture
+def brief_path(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path` for gigabytes: pytest would keep them for three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -83,6 +84,18 @@ def reference_accepts(path: Path) -> bool:
     except (safetensors.SafetensorError, OverflowError, MemoryError, ValueError, KeyError, TypeError):
         return False
     return True
+
+
+def test_what_is_no_file(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever, and a directory in the place of a file is not passed over."""
+    directory = shutil.copytree(tiny_model("llama_mha"), tmp_path / "m")
+    for name, error in (("generation_config.json", ConfigError), ("model.safetensors", CheckpointError)):
+        (directory / name).unlink()
+        (directory / name).mkdir() if name.endswith("json") else os.mkfifo(directory / "x.safetensors")
+        with pytest.raises(error, match=r"(generation_config.json|x.safetensors): is not a file"):
+            Model.from_pretrained(directory)
+        if name.endswith("json"):
+            (directory / name).rmdir()
 
 
 def test_every_truncation_and_many_flips_agree_with_the_reference_reader(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_boost import Model, __version__
-from llm_boost.cli import main
+from llm_boost.cli import _COMMANDS, main
 from llm_boost.model import Message
 
 
@@ -38,6 +39,7 @@ def test_installed_command_and_module_agree() -> None:
         (["run", "m", "p", "q"], "unrecognized arguments: q"),
         (["run", "m", "--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["run", "smollm2"], "no directory 'smollm2', and unknown model 'smollm2'; did you mean 'smollm2-135m-"),
+        (["run", "", "hi"], "the model's name is empty, expected a directory, a checkpoint, or a pulled model"),
         (["pull", "smollm"], "unknown model 'smollm'; did you mean 'smollm2-135m-instruct'?"),
         (["convert", "missing.gguf", "out"], "missing.gguf"),
         (["info", "/dev/null"], "is not a model directory|no directory|is a file|/dev/null"),
@@ -56,6 +58,38 @@ def test_mistakes_give_one_message_and_exit_code_2(
     assert captured.err.startswith("llm-boost")
     assert any(part in captured.err for part in message.split("|"))
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "expected"),
+    [
+        ("convert", "hf --dtype fp16 x.ckpt", {"source": Path("hf"), "target": Path("x.ckpt"), "dtype": "fp16"}),
+        ("convert", "--force hf x.ckpt", {"source": Path("hf"), "target": Path("x.ckpt"), "force": True}),
+        ("convert", "hf --force x --reversed", {"source": Path("hf"), "target": Path("x"), "reversed": True}),
+        ("convert", "hf --qkv_concat x.ckpt", {"source": Path("hf"), "target": Path("x.ckpt"), "qkv_concat": True}),
+        ("convert", "-qkv_concat a/hf False", {"source": Path("a/hf"), "target": Path("False"), "qkv_concat": True}),
+        ("convert", "hf x.ckpt -qkv_concat FALSE", {"qkv_concat": False}),
+        ("convert", "--qkv_concat=False hf x.ckpt", {"target": Path("x.ckpt"), "qkv_concat": False}),
+        ("convert", "hf", {"source": Path("hf"), "target": None, "qkv_concat": None}),
+        ("convert", "--dtype fp16 -- -x y.ckpt", {"source": Path("-x"), "target": Path("y.ckpt"), "dtype": "fp16"}),
+        ("run", "m --top-k 3 text", {"model": "m", "prompt": "text", "top_k": 3}),
+        ("run", "--raw m --seed 1 - --top-p 1", {"model": "m", "prompt": "-", "seed": 1, "raw": True}),
+        ("run", "--raw m", {"model": "m", "prompt": None}),
+        ("run", "m -- --help", {"model": "m", "prompt": "--help"}),
+        ("batch", "in --force out --num-threads 2 m", {"input": Path("in"), "output": Path("out"), "model": "m"}),
+        ("batch", "--force in out", {"input": Path("in"), "output": Path("out"), "model": None}),
+        ("bench serve", "--num-prompts 3", {"num_prompts": 3}),
+    ],
+)
+def test_options_may_stand_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, line: str, expected: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FALSE").touch()  # a value all the same
+    parsed: list[Namespace] = []
+    monkeypatch.setattr(_COMMANDS[command], "main", lambda arguments: parsed.append(arguments) or 0)
+    assert main([*command.split(), *line.split()]) == 0
+    assert expected.items() <= vars(parsed[0]).items()
 
 
 def test_bad_sampling_parameter(tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +17,8 @@ import numpy as np
 import pytest
 from mindspore_files import tensor, value, write_ckpt
 from reference.numpy_decoder import Array
-from reference.tiny_models import TINY_SPECS, TinySpec, write_tiny_model
+from reference.tiny_models import TINY_SPECS
 from safetensors.numpy import load_file
-from sanitizer import SANITIZED
 
 from llm_boost import CheckpointError, convert_weight
 from llm_boost.checkpoint import StoredTensor, open_checkpoint
@@ -272,103 +270,10 @@ def test_a_head_that_is_not_the_embedding_is_not_lost(tiny_model: Tiny, tmp_path
         convert_to_hugging_face(ckpt, tmp_path / "back", QUIET, config_path=source)
 
 
-class TestTargets:
-    """The target appears complete or not at all."""
-
-    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-    @pytest.mark.parametrize("reverse", [False, True])
-    def test_a_failure_leaves_what_was_there(
-        self, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, reverse: bool
-    ) -> None:
-        convert = convert_to_hugging_face if reverse else convert_to_mindspore
-        options = Options(progress=False, force=True)
-        source, target = tiny_model("llama_mha"), tmp_path / ("m" if reverse else "m.ckpt")
-        convert(source, target, options)
-        weights = target / "model.safetensors" if reverse else target
-        before = weights.read_bytes()
-
-        def fail(_: int) -> None:
-            raise error
-
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
-            convert(source, target, options)
-        assert weights.read_bytes() == before
-        assert os.listdir(tmp_path) == [target.name]
-
-    def test_a_killed_process_leaves_no_target(self, tiny_model: Tiny, tmp_path: Path) -> None:
-        script = (
-            "import os, signal, sys; from llm_boost import convert_weight\n"
-            "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "convert_weight.main(sys.argv[1:])"
-        )
-        target = tmp_path / "m.ckpt"
-        subprocess.run([sys.executable, "-c", script, tiny_model("llama_mha"), target], check=False)
-        assert not target.exists()
-        assert run(tiny_model("llama_mha"), target) == 0
-
-    def test_existing_targets(self, tiny_model: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        target = tmp_path / "m.ckpt"
-        target.write_text("precious")
-        assert run(tiny_model("llama_mha"), target) == 2
-        assert "m.ckpt: exists already; choose another name, or --force to replace it" in capsys.readouterr().err
-        assert target.read_text() == "precious"
-        assert run(tiny_model("llama_mha"), target, "--force") == 0
-        assert run(target, target, "--force", "--config_path", tiny_model("llama_mha")) == 2
-        assert "m.ckpt: is what is converted" in capsys.readouterr().err
-        assert run(tiny_model("llama_mha"), tmp_path / "x", "--reversed") == 0
-        assert run(tiny_model("llama_mha"), tmp_path / "x", "--reversed") == 2
-        assert run(tiny_model("llama_mha"), tmp_path, "--reversed", "--force") == 2
-        assert "is not a model directory, and so not replaced" in capsys.readouterr().err
-
-    def test_a_full_disk_is_noticed_before(
-        self, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        usage = namedtuple("usage", "total used free")
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
-        monkeypatch.setattr(os, "fsync", None)  # nothing gets so far
-        assert run(tiny_model("llama_mha"), tmp_path / "m.ckpt") == 2
-        assert run(tiny_model("llama_mha"), tmp_path / "m", "--reversed") == 2
-        assert capsys.readouterr().err.count("GB are to be written, but the disk has 0.00 GB left") == 2
-        assert not os.listdir(tmp_path)
-
-    def test_permissions_and_names(self, tiny_model: Tiny, tmp_path: Path) -> None:
-        mask = os.umask(0o022)
-        try:
-            made = convert_to_mindspore(tiny_model("llama_mha"), tmp_path / "new" / "llama", QUIET)
-        finally:
-            os.umask(mask)
-        assert made == tmp_path / "new" / "llama.ckpt"
-        assert made.stat().st_mode & 0o777 == 0o644
-
-
-MEMORY = """
-import sys
-from llm_boost import convert_weight
-
-def status(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
-
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
-before = status("VmRSS")
-assert convert_weight.main(sys.argv[1:]) == 0
-print(status("VmHWM") - before, file=sys.stderr)
-"""
-
-
-@pytest.mark.skipif(SANITIZED, reason="the sanitizer's own memory counts too")
-@pytest.mark.parametrize("words", [[], ["--dtype", "fp16"], ["--qkv_concat"], ["--reversed"]])
-def test_memory_is_bounded(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, words: list[str]) -> None:
-    root = tmp_path_factory.getbasetemp() / "large"
-    if not root.is_dir():
-        write_tiny_model(root, TinySpec(hidden=512, heads=8, kv_heads=8, ffn=1024, vocab=40000))
-    largest = 40000 * 512 * 2
-    command = [sys.executable, "-c", MEMORY, root, tmp_path / "out", *words]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(result.stderr.split()[-1]) < 0.75 * largest  # half of what is allowed: a chunk and the modules it needs
-
-
 MISTAKES = {
+    "empty source": ("'' out.ckpt", "argument SOURCE: is empty, expected a path"),
+    "empty target": ("HF ''", "argument TARGET: is empty, expected a path"),
+    "empty option": ("--input_path '' --output_path x", "argument --input_path: is empty, expected a path"),
     "nothing": ("", "expected one of SOURCE, --input_path, --torch_ckpt_path, --pre_ckpt_path; found none"),
     "no target": ("HF", "where to write is missing; give TARGET or --output_path"),
     "two sources": ("HF out.ckpt --input_path HF", "found SOURCE and --input_path"),
@@ -382,7 +287,7 @@ MISTAKES = {
     "misspelt option": ("HF out.ckpt --dtpye fp16", "unknown option '--dtpye'; did you mean '--dtype'?"),
     "qkv_concat maybe": (
         "HF out.ckpt --qkv_concat maybe",
-        "-qkv_concat: is 'maybe', expected True or False",
+        "-qkv_concat: expected True or False, found 'maybe'",
     ),
     "n_head": ("HF out.ckpt --n_head 32", "--n_head is not supported: the shape comes from the model's config.json"),
     "layers": ("HF out.ckpt --layers 2", "--layers is not supported: the shape comes from"),
@@ -406,6 +311,21 @@ MISTAKES = {
     "GGUF and type": ("x.gguf out --dtype bf16", "--dtype cannot be used with a GGUF file"),
     "GGUF without target": ("x.gguf", "where to write is missing"),
     "target is a directory": ("HF DIR.ckpt", "DIR.ckpt: is a directory, expected the name of the file to make"),
+    "target is the root": ("HF /", "/: is a directory, expected the name of the file to make"),
+    "target is the directory above": ("HF ..", "..: is a directory, expected the name of the file to make"),
+    "target in a file": ("HF HF/config.json/x.ckpt", "config.json/x.ckpt: cannot be written: "),
+    "directory in a file": ("HF HF/config.json/x --reversed", "config.json/x: cannot be written: "),
+    "target of 300 letters": (f"HF {'x' * 300}.ckpt", "xxx.ckpt: cannot be written: "),
+    "directory of 300 letters": (f"HF {'x' * 300} --reversed", "xxx: cannot be written: "),
+    "source of 300 letters": (f"{'x' * 300} out.ckpt", "xxx: "),
+    "directory without a name": ("HF / --reversed", "/: has no name, expected that of the directory to make"),
+    "beside the source": ("CKPTS CKPTS/new.ckpt --config_path HF", "new.ckpt: would be read as a part of 'ckpt' from"),
+    "before the source": ("CKPTS CKPTS/x.safetensors --config_path HF", "would be read as a part of 'ckpt'"),
+    "before a model": ("HF HF/model.safetensors --force", "would be read as a part of"),
+    "beside ranks": ("--pre_ckpt_path RANKS/rank_0 --mindspore_ckpt_path RANKS/rank_0/x --qkv_concat", "as a part of"),
+    "old one beside itself": ("--pre_ckpt_path CKPTS --config_path HF --mindspore_ckpt_path CKPTS/x", "as a part of"),
+    "config missing": ("CKPT out.ckpt --config_path nowhere", "nowhere: does not exist; expected a config.json, a dir"),
+    "config of another name": ("CKPT out.ckpt --config_path HF/tokenizer.json", "is not a config.json, a directory"),
     "encrypted": ("ENCRYPTED out.ckpt", "is encrypted; load it in MindSpore with its key"),
     "damaged": ("DAMAGED out.ckpt", "has the checksum"),
     "other shape": ("CKPT out.ckpt --config_path QWEN", "the checkpoint does not fit the model's config:"),
@@ -423,12 +343,12 @@ def test_mistakes_give_one_message_and_exit_code_2(
     Path("PTH/consolidated.00.pth").write_bytes(b"PK\x03\x04")
     Path("ENCRYPTED.ckpt").write_bytes(b"\xd8\x5e\x3a\x7f" + bytes(64))
     Path("DAMAGED.ckpt").write_bytes(value("a", tensor()) + b"crc_num" + bytes(10))
-    if "CKPT" in MISTAKES[case][0].split():
+    if "CKPT" in MISTAKES[case][0]:
         convert_to_mindspore(tiny_model("llama_mha"), Path("ckpt/m.ckpt"), QUIET)
-    paths = {"CKPT": "ckpt/m.ckpt", "ENCRYPTED": "ENCRYPTED.ckpt", "DAMAGED": "DAMAGED.ckpt"}
+    paths = {"CKPT": "ckpt/m.ckpt", "CKPTS": "ckpt", "ENCRYPTED": "ENCRYPTED.ckpt", "DAMAGED": "DAMAGED.ckpt"}
     paths |= {"HF": str(tiny_model("llama_mha")), "QWEN": str(tiny_model("qwen2_tied"))}
-    words = [paths.get(word, word) for word in MISTAKES[case][0].split()]
-    words = [word.replace("HF/", paths["HF"] + "/") for word in words]
+    words = [paths.get(word, word) for word in shlex.split(MISTAKES[case][0])]
+    words = [word.replace("HF/", paths["HF"] + "/").replace("CKPTS/", "ckpt/") for word in words]
     before = sorted(tmp_path.rglob("*"))
     try:
         code = convert_weight.main(words)

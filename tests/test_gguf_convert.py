@@ -285,7 +285,7 @@ class TestTarget:
         (target / "mine").touch()
         with pytest.raises(CheckpointError, match="exists already"):
             convert_gguf(source, target, progress=False)
-        with pytest.raises(CheckpointError, match="not a model directory"):
+        with pytest.raises(CheckpointError, match="is not what a conversion made"):
             convert_gguf(source, target, force=True, progress=False)
         assert sorted(os.listdir(tmp_path)) == ["m", "m.gguf"]
         assert os.listdir(target) == ["mine"]
@@ -295,7 +295,7 @@ class TestTarget:
         source = write_model(tmp_path / "m.gguf")
         convert_gguf(source, tmp_path / "m", progress=False)
         make(tmp_path / "other")
-        with pytest.raises(CheckpointError, match="not a model directory"):
+        with pytest.raises(CheckpointError, match="is not what a conversion made"):
             convert_gguf(source, tmp_path / "other", force=True, progress=False)
 
     def test_force_replaces_a_model(self, tmp_path: Path) -> None:

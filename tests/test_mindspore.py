@@ -240,6 +240,7 @@ WRONG_STEPS: dict[str, tuple[dict[str, Any], str]] = {
     "slot": ({"slot_mapping": [0, 1, 3, 16, 17]}, r"slots\[2\] is 3"),
     "position": ({"position_ids": [0, 1, 2, 1, 2]}, r"positions\[3\] is 1"),
     "token": ({"input_ids": [1, 2, 257, 4, 5]}, r"token_ids\[2\] is 257"),
+    "ragged": ({"input_ids": [[1, 2, 3], [4, 5]]}, "input_ids is no tensor: "),
     "row": ({"lm_head_indices": [4, 5]}, r"lm_head_indices is \[4, 5\], expected tokens 0 to 4"),
 }
 
@@ -248,6 +249,25 @@ WRONG_STEPS: dict[str, tuple[dict[str, Any], str]] = {
 def test_wrong_steps(mha: tuple[TinySpec, dict[str, Any]], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         new_boost(*mha).forward(prompt_step([1, 2, 3], [4, 5], **changes))
+
+
+def test_a_boost_is_usable_after_every_error(mha: tuple[TinySpec, dict[str, Any]]) -> None:
+    boost = new_boost(*mha)
+    expected = boost.forward(prompt_step([1, 2, 3]))
+    for changes, message in WRONG_STEPS.values():
+        with pytest.raises(RequestError, match=message):
+            boost.forward(prompt_step([1, 2, 3], [4, 5], **changes))
+    for inputs in (None, [1]):
+        with pytest.raises(RequestError, match="expected a dictionary of tensors by name"):
+            boost.forward(inputs)
+    for parameters in (None, [1], {3: np.ones(2, np.float32)}):
+        with pytest.raises(CheckpointError, match="expected a dictionary of tensors by name"):
+            boost.set_weights(parameters)
+    boost.add_flags(is_first_iteration=False)
+    with pytest.raises(RequestError, match=r"call add_flags\(is_first_iteration=True\) before"):
+        boost.forward(prompt_step([1, 2, 3]))
+    boost.add_flags(is_first_iteration=True)
+    np.testing.assert_array_equal(boost.forward(prompt_step([1, 2, 3])), expected)
 
 
 # Weights and config
@@ -288,6 +308,11 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"num_heads": 3}, "not a multiple of num_heads 3"),
     "layers": ({"num_layers": 0}, "num_layers is 0"),
     "method": ({"extend_method": "YARM"}, "did you mean 'YARN'"),
+    "epsilon": ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', expected a number above 0 to 1"),
+    "theta": ({"theta": 0}, "theta is 0, expected a number above 1"),
+    "end": ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', expected a token id or a list"),
+    "need_nz": ({"need_nz": "yes"}, "need_nz is 'yes', expected True or False"),
+    "communication": ({"communication_backend": "lcl"}, "communication_backend is 'lcl', expected one of lccl, hccl"),
     "factor": ({"extend_method": "PI", "scaling_factor": "two"}, "factor is 'two'"),
 }
 

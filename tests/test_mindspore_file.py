@@ -155,6 +155,24 @@ def test_writing_other_bytes_than_announced_is_a_bug(
         write(file, outputs, [[bytes(num_bytes)]], progress_bar(outputs, enabled=False))
 
 
+class Bar:
+    """Counts as a progress bar does."""
+
+    n = 0
+
+    def update(self, num_bytes: int) -> None:
+        self.n += num_bytes
+
+
+@pytest.mark.parametrize("write", [write_mindspore, write_safetensors])
+def test_the_bar_ends_at_its_total(tmp_path: Path, write: Callable[..., None]) -> None:
+    outputs = [OutputTensor("a", "float32", (2,)), OutputTensor("none", "int8", (0,)), OutputTensor("b", "int8", (5,))]
+    total, bar = progress_bar(outputs, enabled=False).total, Bar()
+    with (tmp_path / "x").open("xb") as file:
+        write(file, outputs, [[bytes(3), bytes(5)], [], [bytes(5)]], bar)
+    assert (bar.n, total) == (13, 13)
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.ckpt")
     for name in ("missing.ckpt", "pipe.ckpt"):

@@ -79,10 +79,13 @@ def test_generation_options(network: LlmBoostForCausalLM) -> None:
     for options, message in [
         ({"max_lenght": 5}, "did you mean 'max_length'"),
         ({"num_beams": 2}, "unknown option of generate 'num_beams'"),
+        ({"max_new_tokens": "3"}, "max_new_tokens is '3', expected a number of tokens"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1, expected a number of tokens"),
+        ({"input_ids": None}, "input_ids is None, expected the tokens of a prompt, or of several"),
         ({"max_length": 5}, "a prompt has 5 tokens, but max_length is 5"),
     ]:
         with pytest.raises(RequestError, match=message):
-            network.generate(prompt, **options)
+            network.generate(**{"input_ids": prompt, **options})
 
 
 def test_streamer(network: LlmBoostForCausalLM) -> None:

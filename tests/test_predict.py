@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,26 @@ def test_prompts_from_files_and_from_the_run_config(run: Path, capsys: Capture) 
     capsys.readouterr()
     assert len(saved(run, "--raw", "--max_decode_length", "60")) == 3
     assert "answering sample prompts" in capsys.readouterr().err
+
+
+def test_prompts_given_twice_and_files_with_a_byte_order_mark(run: Path) -> None:
+    expected = saved(run, "--raw", "--predict_data", "Hello", "a")
+    assert saved(run, "--raw", "--predict_data", "Hello", "--predict_data", "a") == expected
+    Path("bom.txt").write_bytes(b"\xef\xbb\xbfHello\r\na")
+    assert saved(run, "--raw", "--predict_data", "bom.txt") == expected
+
+
+def test_links_pipes_and_tables_are_written_to(run: Path) -> None:
+    ask = ("--raw", "--predict_data", "Hello", "--max_decode_length", "8", "--save_file")
+    Path("link").symlink_to("out.txt")
+    assert predict(run, *ask, "link") == 0
+    assert Path("link").is_symlink()
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert predict(run, *ask, "pipe") == 0
+    assert os.read(reader, 1 << 16) == Path("out.txt").read_bytes() != b""
+    os.close(reader)
+    assert Path("pipe").is_fifo()
 
 
 def test_chat_template(run: Path) -> None:
@@ -198,8 +219,11 @@ def test_throughput_table(run: Path, capsys: Capture) -> None:
 
 def test_throughput_takes_the_lengths_that_fit(run: Path, capsys: Capture) -> None:
     words = ("--seq_length", "600", "--options", "model.model_config.max_position_embedding=1024")
-    assert predict(run, "--measure_throughput", *words) == 0
-    assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[2:]] == ["256", "256", "256"]
+    assert predict(run, "--measure_throughput", *words, "--save_file", "table.txt", "--predict_data", "x") == 0
+    table, notes = capsys.readouterr()
+    assert [row.split()[1] for row in table.splitlines()[2:]] == ["256", "256", "256"]
+    assert Path("table.txt").read_text("utf-8") == table
+    assert "--predict_data has no effect with --measure_throughput" in notes
 
 
 # -- Mistakes -------------------------------------------------------------------------------------------------------
@@ -306,6 +330,17 @@ def test_several_mistakes_are_reported_together(
         (["--repetition_penalty", "nan"], "repetition_penalty is nan, expected a number above 0"),
         (["--predict_data", "empty.txt"], "--predict_data: there is no prompt in what it names"),
         (["--predict_data", "latin.txt"], "the file of prompts 'latin.txt' cannot be read"),
+        (["--predict_data", "prompts/nowhere.txt"], "--predict_data: no file 'prompts/nowhere.txt'; to ask just that"),
+        (["--save_file", ""], "argument --save_file: is empty, expected a path"),
+        (["--save_file", "."], "--save_file: '.' is a directory, expected the name of a file"),
+        (["--save_file", "/"], "--save_file: '/' is a directory"),
+        (["--save_file", "x" * 300], "the results cannot be written to 'xxx"),
+        (["--merges_file", "m.txt"], "--merges_file: processor.tokenizer.merges_file is 'm.txt', but there"),
+        (["--options", "seed=1", "--options", "seed=2"], "--options: seed is given twice"),
+        (["--options", "seed=1", "--seed", "2"], "--seed and --options seed are the same; give one of them"),
+        (["--options", "model.model_config={multiple_of: 100}"], "multiple_of makes the intermediate_size 200, but"),
+        (["--config", ""], "argument --config/--config_path: is empty, expected a path"),
+        (["--config", "x" * 300 + ".yaml"], "File name too long"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: is not a file"),
         (["--config", "/dev/null"], "/dev/null: is not a file"),
     ],
@@ -313,7 +348,8 @@ def test_several_mistakes_are_reported_together(
 def test_mistakes_in_options(words: list[str], message: str, run: Path, capsys: Capture) -> None:
     Path("empty.txt").write_text("\n \n", "utf-8")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
-    assert_refused(["--raw", "--predict_data", "x", *words], message, capsys)
+    prompt = [] if "--predict_data" in words else ["--predict_data", "x"]
+    assert_refused(["--raw", *prompt, *words], message, capsys)
 
 
 def assert_refused(words: list[str], message: str, capsys: Capture) -> None:
@@ -327,11 +363,17 @@ def assert_refused(words: list[str], message: str, capsys: Capture) -> None:
     assert not Path("text_generation_result.txt").exists()
 
 
-def test_results_that_cannot_be_written(run: Path, capsys: Capture) -> None:
-    Path("folder").mkdir()
-    assert predict(run, "--raw", "--predict_data", "x", "--save_file", "folder") == 2
-    assert "the results cannot be written to 'folder'" in capsys.readouterr().err
-    assert sorted(os.listdir()) == ["folder", "run.yaml"]
+def test_results_that_cannot_be_written(run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path, __: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert_refused(["--raw", "--predict_data", "x"], "text_generation_result.txt': permission denied", capsys)
+    monkeypatch.setattr(Path, "replace", fail)
+    assert predict(run, "--raw", "--predict_data", "x", "--save_file", "out.txt") == 2
+    assert "out.txt': No space left on device" in capsys.readouterr().err
+    assert os.listdir() == ["run.yaml"]
 
 
 def test_config_is_required(capsys: Capture) -> None:

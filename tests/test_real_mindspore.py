@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from large_checkpoint import EMBEDDING, checksum, write_large_checkpoint
 from test_convert_weight import array
 
 from llm_boost import CheckpointError
@@ -45,6 +46,16 @@ tensors = [{"name": kind + ".weight", "data": Tensor(random.random((41, 129)), g
 tensors += [{"name": "scalar", "data": Tensor(2.5, mindspore.float32)}]
 notes = {"epoch_num": 3} | ({} if "format" in options else {"note": "hello"})  # safetensors has no text
 mindspore.save_checkpoint(tensors, sys.argv[1], append_dict=notes, **options)
+"""
+SAVE_LARGE = """
+import sys, zlib
+import mindspore, numpy as np
+from mindspore import Tensor
+marked = np.zeros((128 << 10 | 1, 2048), np.float16)
+marked[[0, 1 << 16, 128 << 10], [0, 1023, 2047]] = 1, 2, 3
+tensors = [{"name": "whole", "data": Tensor(marked)}, {"name": "bytes", "data": Tensor(marked, mindspore.bfloat16)}]
+mindspore.save_checkpoint(tensors, sys.argv[1], crc_check=True)
+print([zlib.crc32(each["data"].get_bytes()) for each in tensors])
 """
 TYPES = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 
@@ -99,6 +110,24 @@ def test_we_load_what_mindspore_writes(tmp_path: Path, options: dict[str, Any]) 
         np.testing.assert_array_equal(values, expected)
     assert array(tensors["scalar"]) == np.float32(2.5)
     assert "note" not in tensors
+
+
+def test_mindspore_loads_a_tensor_that_we_cut_at_512_mib(brief_path: Path) -> None:
+    source = write_large_checkpoint(brief_path / "source.safetensors")
+    fused = fuse_checkpoint(source, brief_path / "fused.ckpt", Options(progress=False))
+    theirs = json.loads(mindspore(LOAD, fused).splitlines()[-1])
+    (tensors,) = open_checkpoint(fused)
+    assert len(tensors[EMBEDDING].segments) == 2
+    assert theirs == {name: ["BFloat16", list(stored.shape), checksum(stored)] for name, stored in tensors.items()}
+
+
+def test_we_load_tensors_that_mindspore_cuts_at_512_mib(brief_path: Path) -> None:
+    theirs = json.loads(mindspore(SAVE_LARGE, brief_path / "x.ckpt").splitlines()[-1])
+    (tensors,) = open_checkpoint(brief_path / "x.ckpt")
+    assert [stored.dtype for stored in tensors.values()] == ["float16", "bfloat16"]
+    assert [checksum(stored) for stored in tensors.values()] == theirs
+    sizes = [[num_bytes for _, _, num_bytes in stored.segments] for stored in tensors.values()]
+    assert sizes == [[512 << 20, 4096], [512 << 20, 4096]]
 
 
 @pytest.mark.parametrize("mode", ["AES-GCM", "AES-CBC", "SM4-CBC"])

@@ -58,6 +58,8 @@ def resolve_model(name_or_path: str | Path, *, home: Path | None = None) -> Path
     Raises:
         ConfigError: There is no such directory, and no such model has been pulled.
     """
+    if not str(name_or_path):
+        raise ConfigError("the model's name is empty, expected a directory, a checkpoint, or a pulled model")
     path = Path(name_or_path)
     if path.is_dir() or (path.is_file() and is_checkpoint_file(path)):
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,14 +67,18 @@ class ModelConfig:
                 config.json are listed in one error.
         """
         path = directory / "config.json"
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as problem:
+            raise ConfigError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+        if not exists:
             raise ConfigError(
                 f"{directory}: has no config.json, which describes the model; copy it beside the weights, "
                 "or load them with a run config that describes the model"
             )
         reader = _Reader(path, read_json_object(path, ConfigError))
         generation_path = directory / "generation_config.json"
-        generation = read_json_object(generation_path, ConfigError) if generation_path.is_file() else {}
+        generation = read_json_object(generation_path, ConfigError) if os.path.lexists(generation_path) else {}
         return reader.model_config(generation)
 
     @property

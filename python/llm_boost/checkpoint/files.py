@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from llm_boost._json import read_json_object
@@ -54,25 +55,51 @@ def open_checkpoint(path: Path) -> tuple[Tensors, ...]:
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged, unsafe or ambiguous.
     """
-    if not path.is_dir():
-        return (_read_file(path),)
-    ranks = rank_directories(path)
-    if ranks and not _holds_checkpoint(path):
-        return tuple(_read_directory(rank) for rank in ranks)
-    return (_read_directory(path),)
+    with _reading(path):
+        if not path.is_dir():
+            return (_read_file(path),)
+        ranks = rank_directories(path)
+        if ranks and not _holds_checkpoint(path):
+            return tuple(_read_directory(rank) for rank in ranks)
+        return (_read_directory(path),)
+
+
+def is_read_with(directory: Path, name: str) -> bool:
+    """Whether a new file `name` in a directory would be read by `open_checkpoint`: instead of what is there, or too."""
+    if name == _SINGLE:
+        return True
+    others = {entry.name for entry in directory.iterdir()} - {name}
+    if others & {_SINGLE, *_INDEXES}:
+        return False
+    for end in READERS:  # the first kind that there is counts
+        if name.endswith(end):
+            return True
+        if any(other.endswith(end) for other in others):
+            return False
+    return False
 
 
 def rank_directories(path: Path) -> list[Path]:
     """The directories ``rank_0``, ``rank_1``, ... of a checkpoint that was saved by several processes, in order.
 
     Raises:
-        CheckpointError: A number is missing.
+        CheckpointError: A number is missing, or the directory cannot be read.
     """
-    found = {int(match[1]): entry for entry in path.iterdir() if (match := _RANK.fullmatch(entry.name))}
+    with _reading(path):
+        entries = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    found = {int(match[1]): entry for entry in entries if (match := _RANK.fullmatch(entry.name))}
     missing = [f"rank_{number}" for number in range(len(found)) if number not in found]
     if missing:
         raise CheckpointError(f"{path}: has {len(found)} directories rank_*, but no {missing[0]}")
     return [found[number] for number in range(len(found))]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise CheckpointError(f"{problem.filename or path}: cannot be read: {problem.strerror or problem}") from problem
 
 
 def _holds_checkpoint(directory: Path) -> bool:

@@ -40,6 +40,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: The file cannot be read, breaks a rule of the format, or holds a type that is not supported.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise CheckpointError(f"{path}: is not a file")
         with path.open("rb") as file:
             file_bytes = path.stat().st_size
             header = file.read(8)

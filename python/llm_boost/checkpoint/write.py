@@ -63,7 +63,7 @@ def write_safetensors(
         tensors: What the file will hold.
         contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`. The last
             `VALID_CHUNKS` must be valid.
-        bar: Is updated by the bytes written.
+        bar: Is updated by the bytes of the tensors.
         title: The framework whose conventions the names and shapes follow.
 
     Raises:
@@ -80,7 +80,7 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors are to be aligned to 8 bytes
-    _write_all(file, chain([len(text).to_bytes(8, "little") + text], _checked(tensors, contents)), bar)
+    _write_all(file, chain([len(text).to_bytes(8, "little") + text], _checked(tensors, contents, bar)))
 
 
 def write_mindspore(
@@ -97,7 +97,7 @@ def write_mindspore(
         tensors: What the file will hold.
         contents: The bytes of each tensor, in chunks of any size, in the order of `tensors`. The last
             `VALID_CHUNKS` must be valid.
-        bar: Is updated by the bytes written.
+        bar: Is updated by the bytes of the tensors.
         slice_bytes: Tensors with more bytes are cut into so large values.
 
     Raises:
@@ -107,32 +107,31 @@ def write_mindspore(
 
     def parts() -> Iterator[Buffer]:
         nonlocal checksum
-        for part in _mindspore_parts(tensors, contents, slice_bytes):
+        for part in _mindspore_parts(tensors, contents, bar, slice_bytes):
             checksum = zlib.crc32(part, checksum)
             yield part
         yield mindspore_file.CRC_MARK + checksum.to_bytes(mindspore_file.CRC_DIGITS, "big")
 
-    _write_all(file, parts(), bar)
+    _write_all(file, parts())
 
 
-def _write_all(file: BinaryIO, parts: Iterator[Buffer], bar: Any) -> None:
+def _write_all(file: BinaryIO, parts: Iterator[Buffer]) -> None:
     """Writes all parts of a new file, each while a thread makes the next: reads, converts, adds to the checksum."""
     with DirectWriter(file.fileno()) as writer, ThreadPoolExecutor(max_workers=1) as pool:
         pending = pool.submit(next, parts, None)
         while (part := pending.result()) is not None:
             pending = pool.submit(next, parts, None)
             writer.write(part)
-            bar.update(len(part))
 
 
 def _mindspore_parts(
-    tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer]], slice_bytes: int
+    tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer]], bar: Any, slice_bytes: int
 ) -> Iterator[Buffer]:
     for tensor, chunks in zip(tensors, contents, strict=True):
         left, room = tensor.num_bytes, 0  # bytes of the tensor, and of its current slice
         if not left:
             yield _value_header(tensor, 0)
-        for chunk in _checked([tensor], [chunks]):
+        for chunk in _checked([tensor], [chunks], bar):
             rest = memoryview(chunk)
             while rest:
                 if not room:
@@ -144,8 +143,8 @@ def _mindspore_parts(
                 left -= len(part)
 
 
-def _checked(tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:
-    """The chunks of all tensors; headers have promised how many bytes they are."""
+def _checked(tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer]], bar: Any) -> Iterator[Buffer]:
+    """The chunks of all tensors, counted by `bar`; headers have promised how many bytes they are."""
     for tensor, chunks in zip(tensors, contents, strict=True):
         left = tensor.num_bytes
         for chunk in chunks:
@@ -153,6 +152,7 @@ def _checked(tensors: Sequence[OutputTensor], contents: Iterable[Iterable[Buffer
             if left < 0:
                 break
             yield chunk
+            bar.update(len(chunk))
         if left:
             raise InternalError(f"'{tensor.name}' has {tensor.num_bytes} bytes, but {tensor.num_bytes - left} came")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_boost.cli.options import add_flag, path
 from llm_boost.convert_weight import (
     Options,
     convert_to_hugging_face,
@@ -51,43 +52,34 @@ class _Refuse(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=Path, help="what to convert, see --input_path")
-    parser.add_argument("target", metavar="TARGET", nargs="?", type=Path, help="what to make of it, see --output_path")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", type=path, help="what to convert, see --input_path")
+    parser.add_argument("target", metavar="TARGET", nargs="?", type=path, help="what to make of it, see --output_path")
     parser.add_argument(
         "--input_path",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="a GGUF file, a Hugging Face directory, a .ckpt or .safetensors file, a directory of them or of rank_*",
     )
     parser.add_argument(
         "--output_path",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="the file to make: .ckpt, or .safetensors; or the directory, for GGUF and with --reversed",
     )
     parser.add_argument("--model", choices=_MODELS, help="the architecture that is expected")
     parser.add_argument("--dtype", choices=_DTYPES, help="type of the weights (default: as stored)")
-    parser.add_argument(
-        "--qkv_concat",
-        "-qkv_concat",
-        type=_boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="BOOL",
-        help="join wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden",
-    )
+    add_flag(parser, "--qkv_concat", "-qkv_concat", help="join wq, wk, wv to w_qkv and w1, w3 to w_gate_hidden")
     parser.add_argument("--reversed", action="store_true", help="make a Hugging Face directory of a checkpoint")
     parser.add_argument(
         "--config_path",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="config.json or a run config, if the former is not beside the weights",
     )
     parser.add_argument("--force", action="store_true", help="replace the target if it exists")
-    parser.add_argument("--torch_ckpt_path", type=Path, metavar="PATH", help="older name of --input_path")
-    parser.add_argument("--mindspore_ckpt_path", type=Path, metavar="PATH", help="older name of --output_path")
-    parser.add_argument("--pre_ckpt_path", type=Path, metavar="PATH", help="--input_path that has MindFormers names")
+    parser.add_argument("--torch_ckpt_path", type=path, metavar="PATH", help="older name of --input_path")
+    parser.add_argument("--mindspore_ckpt_path", type=path, metavar="PATH", help="older name of --output_path")
+    parser.add_argument("--pre_ckpt_path", type=path, metavar="PATH", help="--input_path that has MindFormers names")
     for option in _REFUSED:
         parser.add_argument(option, action=_Refuse, help=argparse.SUPPRESS)
 
@@ -116,7 +108,7 @@ def _convert(arguments: argparse.Namespace, source: Path, target: Path | None) -
     if arguments.torch_ckpt_path is not None and target is None:
         target = _DEFAULT_TARGET
     return convert_to_mindspore(
-        source, _required(target), options, fused=arguments.qkv_concat, config_path=arguments.config_path
+        source, _required(target), options, fused=bool(arguments.qkv_concat), config_path=arguments.config_path
     )
 
 
@@ -161,10 +153,3 @@ def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> No
 
 def _option(name: str) -> str:
     return name.upper() if name in ("source", "target") else f"--{name}"
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"is {text!r}, expected True or False")
-    return values[text.lower()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from llm_boost.model import Model
 from llm_boost.sampling_params import SamplingParams
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BOOLEANS = {"true": True, "false": False}  # in lower case, what a flag's value may be
 
 _LOADING = (
     "backend",
@@ -21,6 +23,24 @@ _LOADING = (
     "max_num_seqs",
 )
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def add_flag(group: argparse._ActionsContainer, *names: str, help: str) -> None:  # noqa: A002  # as argparse has it
+    """Adds an option that may be given alone, or with True or False behind it, as the original's scripts want it."""
+    group.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="True|False", help=help)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in BOOLEANS:
+        raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
+    return BOOLEANS[text.lower()]
+
+
+def path(text: str) -> Path:
+    """The value of an argument that names a file or directory: an empty one is a variable that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a path")
+    return Path(text)
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:

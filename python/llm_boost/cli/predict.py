@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_boost._yaml import Node, parse_yaml_value
+from llm_boost.cli.options import add_flag, path
 from llm_boost.cli.throughput import measure_throughput
 from llm_boost.errors import ConfigError
 from llm_boost.model import Model, Prompt
@@ -27,20 +29,13 @@ _SAMPLE_PROMPTS = ("I love Beijing, because", "LLaMA is a", "Huawei is a company
 _MODEL = "model.model_config."
 
 
-def _boolean(text: str) -> bool:
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected True or False, found '{text}'")
-    return values[text.lower()]
-
-
 @dataclass(frozen=True, slots=True)
 class _Override:
     """An option that replaces a key of the run config."""
 
     option: str
     key: str
-    kind: Callable[[str], object]
+    kind: type
     text: str
     alias: str | None = None
 
@@ -55,18 +50,18 @@ _OVERRIDES = (
     _Override("batch_size", _MODEL + "batch_size", int, "most prompts computed at once", "predict_batch_size"),
     _Override("seq_length", _MODEL + "seq_length", int, "most tokens of prompt and output"),
     _Override("max_decode_length", _MODEL + "max_decode_length", int, "most of both to generate", "predict_length"),
-    _Override("do_sample", _MODEL + "do_sample", _boolean, "draw tokens at random"),
+    _Override("do_sample", _MODEL + "do_sample", bool, "draw tokens at random"),
     _Override("temperature", _MODEL + "temperature", float, "logits are divided by it, if do_sample"),
     _Override("top_k", _MODEL + "top_k", int, "only the k most likely tokens, if do_sample"),
     _Override("top_p", _MODEL + "top_p", float, "only tokens that reach this probability, if do_sample"),
     _Override("repetition_penalty", _MODEL + "repetition_penalty", float, "above 1 avoids repetition"),
     _Override("seed", "seed", int, "of random choices"),
-    _Override("use_parallel", "use_parallel", _boolean, "use several devices"),
+    _Override("use_parallel", "use_parallel", bool, "use several devices"),
     _Override("device_num", "parallel_config.model_parallel", int, "devices, if use_parallel"),
-    _Override("use_past", _MODEL + "use_past", _boolean, "must be True"),
+    _Override("use_past", _MODEL + "use_past", bool, "must be True"),
     _Override("run_mode", "run_mode", str, "must be predict"),
-    _Override("only_save_strategy", "only_save_strategy", _boolean, "must be False"),
-    _Override("auto_trans_ckpt", "auto_trans_ckpt", _boolean, "no effect: formats are found out"),
+    _Override("only_save_strategy", "only_save_strategy", bool, "must be False"),
+    _Override("auto_trans_ckpt", "auto_trans_ckpt", bool, "no effect: formats are found out"),
     _Override("src_strategy_path_or_dir", "src_strategy_path_or_dir", str, "no effect on one device"),
     _Override("register_path", "register_path", str, "no effect: no code is loaded"),
 )
@@ -78,35 +73,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         "--config_path",
         required=True,
-        type=Path,
+        type=path,
         metavar="YAML",
         help="the run config: a file, or the name of one that comes with llm_boost",
     )
     parser.add_argument(
         "--predict_data",
         nargs="+",
+        action="extend",
         metavar="PROMPT",
         help="prompts, or files with a prompt a line (default: input_data)",
     )
     parser.add_argument("--raw", action="store_true", help="complete prompts as they are, without the chat template")
-    parser.add_argument("--save_file", metavar="FILE", help=f"write texts there (default: a list, {_RESULT_FILE})")
-    _add_flag(parser, "--measure_throughput", help="time random prompts, and print a table")
+    parser.add_argument(
+        "--save_file", type=path, metavar="FILE", help=f"write texts there (default: a list, {_RESULT_FILE})"
+    )
+    add_flag(parser, "--measure_throughput", help="time random prompts, and print a table")
     parser.add_argument("--device_id", type=int, default=None, help="device to run on; -1: of the variable RANK_ID")
     parser.add_argument("--task", choices=["text_generation"], help="there is one task")
     parser.add_argument("--verbose", action="store_true", help="list the keys that have no effect")
     parser.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="replace any key: model.model_config.top_k=5"
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace any key: model.model_config.top_k=5",
     )
     group = parser.add_argument_group("replacing keys of the run config")
     for override in _OVERRIDES:
-        if override.kind is _boolean:
-            _add_flag(group, *override.names(), help=override.text)
+        if override.kind is bool:
+            add_flag(group, *override.names(), help=override.text)
         else:
             group.add_argument(*override.names(), type=override.kind, help=override.text)
-
-
-def _add_flag(group: argparse._ActionsContainer, *names: str, help: str) -> None:  # noqa: A002  # as argparse has it
-    group.add_argument(*names, type=_boolean, nargs="?", const=True, metavar="True|False", help=help)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -114,13 +113,11 @@ def main(arguments: argparse.Namespace) -> int:
     run = read_run_config(arguments.config, _overrides(arguments))
     if arguments.verbose:
         _print_ignored(run)
+    target = _target(arguments)
     if arguments.measure_throughput:
-        print(measure_throughput(run))
+        _measure(arguments, run, target)
         return 0
     prompts = _prompts(arguments, run)
-    target = Path(arguments.save_file or _RESULT_FILE)
-    if not target.parent.is_dir():
-        raise ConfigError(f"--save_file: no directory '{target.parent}'")
     started = time.perf_counter()
     with Model.from_pretrained(run) as model:
         loaded = time.perf_counter()
@@ -131,7 +128,7 @@ def main(arguments: argparse.Namespace) -> int:
     texts = [_text(output, prompt, is_chat=uses_template) for output, prompt in zip(outputs, prompts, strict=True)]
     for text in texts:
         print(text)
-    _save(target, texts, as_list=not arguments.save_file)
+    _save(target, _file_of(texts, as_list=not arguments.save_file))
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     speed = f"{len(outputs)} prompts, {tokens} new tokens, {tokens / seconds:.1f} tokens/s"
     print(f"load {loaded - started:.2f} s | {speed} | saved in {target}", file=sys.stderr)
@@ -144,9 +141,13 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Node]:
         key, sign, value = assignment.partition("=")
         if not key or not sign:
             raise ConfigError(f"--options: expected KEY=VALUE, found '{assignment}'")
+        if key in nodes:
+            raise ConfigError(f"--options: {key} is given twice")
         nodes[key] = parse_yaml_value(value, f"--options {key}")
     for override in _OVERRIDES:
         value = getattr(arguments, override.option)
+        if value is not None and override.key in nodes:
+            raise ConfigError(f"--{override.option} and --options {override.key} are the same; give one of them")
         if value is not None:
             nodes[override.key] = Node(value, f"--{override.option}")
     if arguments.device_id is not None:
@@ -189,9 +190,11 @@ def _prompts(arguments: argparse.Namespace, run: RunConfig) -> Sequence[str]:
 def _lines_of(item: str) -> list[str]:
     """The prompts in a file, or the text itself if there is no such file."""
     if not os.path.isfile(item):
+        if item.endswith(".txt") and not item.split()[1:]:
+            raise ConfigError(f"--predict_data: no file '{item}'; to ask just that, put it into a file")
         return [item]
     try:
-        return Path(item).read_text("utf-8").split("\n")  # not splitlines(), which cuts at other characters, too
+        return Path(item).read_text("utf-8-sig").split("\n")  # not splitlines(), which cuts at other characters, too
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file of prompts '{item}' cannot be read: {error}") from error
 
@@ -206,17 +209,52 @@ def _text(output: RequestOutput, prompt: str, *, is_chat: bool) -> str:
     return answer if is_chat else prompt + answer
 
 
-def _save(target: Path, texts: Sequence[str], *, as_list: bool) -> None:
-    """Writes the results as one of the original's two scripts did.
+def _target(arguments: argparse.Namespace) -> Path:
+    """The file of results, which is looked at before hours are spent on them."""
+    target = Path(arguments.save_file or _RESULT_FILE)
+    if not os.path.isdir(target.parent):
+        raise ConfigError(f"--save_file: no directory '{target.parent}'")
+    if os.path.isdir(target):
+        raise ConfigError(f"--save_file: '{target}' is a directory, expected the name of a file")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(target)
+    except OSError as error:
+        raise ConfigError(f"the results cannot be written to '{target}': {error.strerror}") from error
+    if not os.access(target if os.path.exists(target) else target.parent, os.W_OK):
+        raise ConfigError(f"the results cannot be written to '{target}': permission denied")
+    return target
+
+
+def _file_of(texts: Sequence[str], *, as_list: bool) -> str:
+    """The results as one of the original's two scripts wrote them.
 
     ``run_mindformer.py`` wrote the list of its results as Python prints it; ``run_llm_boost.py``, which had
     ``--save_file``, wrote the texts, one after another.
     """
-    content = str([{"text_generation_text": [text]} for text in texts]) if as_list else "\n".join(texts) + "\n"
-    partial = target.with_name(f".{target.name}.partial")
+    return str([{"text_generation_text": [text]} for text in texts]) if as_list else "\n".join(texts) + "\n"
+
+
+def _save(target: Path, content: str) -> None:
+    """Writes a file that appears complete or not at all; a device or pipe is written to."""
+    file = target.resolve()  # a link stays one
+    partial = file.with_name(f".{file.name}.partial")
     try:
+        if target.exists() and not target.is_file():
+            target.write_text(content, "utf-8")
+            return
         partial.write_text(content, "utf-8")
-        partial.replace(target)
+        partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise ConfigError(f"the results cannot be written to '{target}': {error.strerror}") from error
+
+
+def _measure(arguments: argparse.Namespace, run: RunConfig, target: Path) -> None:
+    if arguments.predict_data:
+        print("--predict_data has no effect with --measure_throughput, which makes its own prompts", file=sys.stderr)
+    table = measure_throughput(run)
+    print(table)
+    if arguments.save_file:
+        _save(target, table + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ def read_config(source: Path, config_path: Path | None, architecture: str | None
     path = config_path or _directory(source)
     if path.suffix in _RUN_CONFIGS:
         config = config_of_run(load_config(path), source)
+    elif not os.path.isdir(_config_directory(path)):
+        what = "is not" if os.path.lexists(path) else "does not exist; expected"
+        raise ConfigError(f"{path}: {what} a config.json, a directory that has one, or a run config (.yaml)")
     else:
         config = ModelConfig.from_directory(_config_directory(path))
     if architecture not in (None, config.architecture):
@@ -67,14 +70,21 @@ def write_companions(source: Path, config_path: Path | None, config: ModelConfig
     if path.suffix in _RUN_CONFIGS:
         values = _hugging_face_config(config, path)
     else:
-        for name in _FILES:
-            if (_config_directory(path) / name).is_file():
-                shutil.copyfile(_config_directory(path) / name, target / name)
+        for file in (_config_directory(path) / name for name in _FILES):
+            if file.is_file():
+                (target / file.name).write_bytes(_read(file))
         values = read_json_object(target / "config.json", ConfigError)
     key = "dtype" if "dtype" in values else "torch_dtype"  # newer versions of transformers, and older ones
     if values.get(key) != dtype:
         text = json.dumps(values | {key: dtype}, indent=2)
         (target / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as problem:
+        raise ConfigError(f"{file}: cannot be read: {problem.strerror or problem}") from problem
 
 
 def _directory(source: Path) -> Path:

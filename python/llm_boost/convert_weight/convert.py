@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from llm_boost._output import check_new_file, check_space, new_directory, new_file, sync
 from llm_boost.checkpoint.assemble import assemble_weights
-from llm_boost.checkpoint.files import Tensors, is_checkpoint_file, open_checkpoint, rank_directories
+from llm_boost.checkpoint.files import Tensors, is_checkpoint_file, is_read_with, open_checkpoint, rank_directories
 from llm_boost.checkpoint.names import EMBEDDING, HEAD, HUGGING_FACE, MINDFORMERS
 from llm_boost.checkpoint.tensors import StoredTensor
 from llm_boost.checkpoint.write import SLICE_BYTES, file_bytes, progress_bar, write_mindspore, write_safetensors
@@ -64,8 +65,7 @@ def convert_to_mindspore(
         PosixPath('llama2_7b.ckpt')
     """
     options = options or Options()
-    target = checkpoint_name(target)
-    check_new_file(target, force=options.force)
+    target = _new_target(source, target, options)
     ranks = open_checkpoint(source)
     config = read_config(source, config_path, options.architecture)
     tensors = model_tensors(ranks, config, str(source), MINDFORMERS, fused=fused, head=True)
@@ -99,7 +99,7 @@ def convert_to_hugging_face(
         _check_tied(ranks, config, str(source))
     with new_directory(target, source=source, force=options.force) as partial:
         write_companions(source, config_path, config, partial, options.dtype or tensors[0].dtype)
-        check_space(partial, file_bytes(converted(tensors, options.dtype)))
+        check_space(target.parent, file_bytes(converted(tensors, options.dtype)))
         with (partial / "model.safetensors").open("wb") as file:
             _write(file, tensors, options, ".safetensors", title="pt")
             sync(file)
@@ -123,16 +123,14 @@ def fuse_checkpoint(source: Path, target: Path, options: Options | None = None) 
     options = options or Options()
     ranks = rank_directories(source) if source.is_dir() else []
     if not ranks:
-        target = checkpoint_name(target)
-        check_new_file(target, force=options.force)
+        target = _new_target(source, target, options)
         (stored,) = open_checkpoint(source)
         return _write_file(fused_tensors(stored, str(source)), target, options)
-    targets = [target / rank.name / f"checkpoint_{number}.ckpt" for number, rank in enumerate(ranks)]
-    for path in targets:
-        check_new_file(path, force=options.force)
-    for rank, path in zip(ranks, targets, strict=True):
-        (stored,) = open_checkpoint(rank)
-        _write_file(fused_tensors(stored, str(rank)), path, options)
+    with new_directory(target, source=source, force=options.force, mark="rank_0/checkpoint_0.ckpt") as partial:
+        shares = [fused_tensors(stored, str(rank)) for rank in ranks for stored in open_checkpoint(rank)]
+        check_space(target.parent, file_bytes(output for share in shares for output in converted(share, options.dtype)))
+        for number, (rank, share) in enumerate(zip(ranks, shares, strict=True)):
+            _write_file(share, partial / rank.name / f"checkpoint_{number}.ckpt", options)
     return target
 
 
@@ -145,8 +143,7 @@ def update_checkpoint(
         CheckpointError: The source is damaged or does not fit, or the target exists or cannot be written.
     """
     options = options or Options()
-    target = checkpoint_name(target)
-    check_new_file(target, force=options.force)
+    target = _new_target(source, target, options)
     (stored,) = open_checkpoint(source)
     config = read_config(source, config_path, options.architecture)
     return _write_file(halved_tensors(stored, config, str(source)), target, options)
@@ -159,11 +156,21 @@ def checkpoint_name(target: Path) -> Path:
         >>> checkpoint_name(Path("out/llama2")).name, checkpoint_name(Path("x.safetensors")).name
         ('llama2.ckpt', 'x.safetensors')
     """
-    return target if is_checkpoint_file(target) else target.with_name(target.name + ".ckpt")
+    known = is_checkpoint_file(target) or os.path.isdir(target)  # a directory is refused under its own name
+    return target if known else target.with_name(target.name + ".ckpt")
+
+
+def _new_target(source: Path, target: Path, options: Options) -> Path:
+    """The file to make, which must not be there, nor become a part of what is converted."""
+    target = checkpoint_name(target)
+    check_new_file(target, force=options.force)
+    if os.path.isdir(source) and target.parent.resolve() == source.resolve() and is_read_with(source, target.name):
+        raise CheckpointError(f"{target}: would be read as a part of '{source}' from now on; choose another directory")
+    return target
 
 
 def _write_file(tensors: Sequence[StoredTensor], target: Path, options: Options) -> Path:
-    if any(target.exists() and Path(s.path).samefile(target) for t in tensors for s in t.segments[:1]):
+    if any(os.path.exists(target) and Path(s.path).samefile(target) for t in tensors for s in t.segments[:1]):
         raise CheckpointError(f"{target}: is what is converted; choose another name")
     num_bytes = file_bytes(converted(tensors, options.dtype))
     with new_file(target, num_bytes=num_bytes, force=options.force) as file:

@@ -202,6 +202,13 @@ class _ConfigBuilder:
             wanted, found = getattr(self._keys, key), getattr(base, name)
             if wanted is not None and wanted != found:
                 self._problems.append(f"{self._where(key)} is {wanted}, but {self._file} says {file_name} {found}")
+        rule = [key for key in ("ffn_dim_multiplier", "multiple_of") if getattr(self._keys, key) is not None]
+        by_rule = self._llama_ffn(base.hidden_size)
+        if rule and self._keys.intermediate_size is None and by_rule != base.intermediate_size:
+            self._problems.append(
+                f"{self._where(rule[0])} makes the intermediate_size {by_rule}, but {self._file} says "
+                f"intermediate_size {base.intermediate_size}"
+            )
         wanted = self._keys.boost_model_name
         if wanted is not None and _ARCHITECTURES[wanted] != base.architecture:
             self._problems.append(
@@ -296,6 +303,11 @@ def _tokenizer(run: RunConfig, checkpoint: Path) -> Tokenizer | None:
         if (value := getattr(keys, name)) not in (None, "")
     }  # fmt: skip
     if not keys.vocab_file:
+        if keys.merges_file:
+            raise ConfigError(
+                f"{run.where('processor.tokenizer.merges_file')} is '{keys.merges_file}', but there is no vocab_file, "
+                "with which it goes; set both or neither"
+            )
         directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
         return load_tokenizer(directory, settings) if has_tokenizer(directory) else None
     vocab = _existing(run, "vocab_file", keys.vocab_file)

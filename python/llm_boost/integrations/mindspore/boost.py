@@ -141,6 +141,8 @@ class LlmBoost:
             CheckpointError: There are no weights yet.
             BackendError: The backend is not available.
         """
+        if not isinstance(boost_inputs, Mapping):
+            raise RequestError(f"forward got {boost_inputs!r:.60}, expected a dictionary of tensors by name")
         inputs = {name: value for name, value in boost_inputs.items() if value is not None}
         model = self._model_with(inputs.pop("cos_embed", None), inputs.pop("sin_embed", None))
         info = model.info()

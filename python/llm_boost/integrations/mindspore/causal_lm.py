@@ -176,6 +176,10 @@ class LlmBoostForCausalLM:
         if unknown := [name for name in options if name not in _GENERATION_KEYS]:
             raise RequestError(unknown_name("option of generate", unknown[0], _GENERATION_KEYS))
         options = {name: value for name, value in options.items() if value is not None}
+        for name in ("max_length", "max_new_tokens", "min_length", "min_new_tokens"):
+            value = options.get(name, 0)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
+                raise RequestError(f"{name} is {value!r:.40}, expected a number of tokens")
         prompts = _prompts(input_ids, attention_mask, self._option(options, "pad_token_id"))
         params = [self._sampling_params(options, len(prompt), seed) for prompt in prompts]
         if streamer is None:
@@ -278,6 +282,8 @@ class LlmBoostForCausalLM:
 def _prompts(input_ids: Any, attention_mask: npt.ArrayLike | None, pad_token_id: int | None) -> list[list[int]]:
     """The tokens of each prompt without padding."""
     rows: Any = input_ids if isinstance(input_ids, (list, tuple)) else to_numpy(input_ids)
+    if not isinstance(rows, (list, tuple)) and not rows.ndim:
+        raise RequestError(f"input_ids is {input_ids!r:.40}, expected the tokens of a prompt, or of several")
     if len(rows) and isinstance(rows[0], (int, np.integer)):
         rows = [rows]
     prompts = [to_numpy(row).tolist() for row in rows]

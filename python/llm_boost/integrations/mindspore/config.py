@@ -19,6 +19,8 @@ from llm_boost.run_config.sections import ModelConfigSection
 
 _T = TypeVar("_T")
 
+_PARSERS: Mapping[str, Parser] = {item.name: item.metadata["parse"] for item in fields(ModelConfigSection)}
+
 # llm_backend -> the core's name.
 BACKENDS: Mapping[str, str] = {"BuildIn": "auto", "LLMBoost": "auto", "ATB": "atb", "CPU": "cpu"}
 
@@ -104,7 +106,7 @@ class LlmBoostConfig:
             ConfigError: A key is unknown, or asks for what is not supported.
         """
         known = {item.name: item.default for item in fields(type(self))}
-        others = {item.name: item.metadata["parse"] for item in fields(ModelConfigSection) if item.name not in known}
+        others = {name: parse for name, parse in _PARSERS.items() if name not in known}
         accepted = [*known, *others, *ModelConfigSection.UNUSED]
         if unknown := sorted(values.keys() - {*accepted}):
             raise ConfigError(unknown_name("key of LlmBoostConfig", unknown[0], accepted, list_known=False))
@@ -114,9 +116,9 @@ class LlmBoostConfig:
             setattr(self, name, values.get(name, default))
 
 
-def _check(name: str, value: object, parse: Parser) -> None:
+def _check(name: str, value: object, parse: Parser) -> Any:
     try:
-        parse(value)
+        return parse(value)
     except ValueError as error:
         raise ConfigError(f"{name} is {value!r:.40}, {error}") from None
 
@@ -169,7 +171,6 @@ class BoostSettings:
         if not _get(config, "use_past", True):
             raise ConfigError("use_past is False, expected True: the engine always uses its KV cache")
         seq_length = _positive(config, "seq_length")
-        eos = _get(config, "eos_token_id", ())
         return BoostSettings(
             seq_length=seq_length,
             hidden_size=hidden_size,
@@ -179,18 +180,18 @@ class BoostSettings:
             head_dim=hidden_size // num_heads,
             intermediate_size=_get(config, "intermediate_size", None),
             vocab_size=_get(config, "vocab_size", None),
-            rms_norm_eps=float(_get(config, "rms_norm_eps", 1e-5)),
-            theta=float(_get(config, "theta", 10000.0)),
+            rms_norm_eps=_parsed(config, "rms_norm_eps", 1e-5),
+            theta=_parsed(config, "theta", 10000.0),
             rope_scaling=_rope_scaling(config, seq_length),
             batch_size=_positive(config, "batch_size", 1),
             block_size=_positive(config, "block_size"),
             num_blocks=_positive(config, "num_blocks"),
-            eos_token_ids=tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
+            eos_token_ids=_parsed(config, "eos_token_id", ()),
             backend=_choice(config, "llm_backend", BACKENDS, "BuildIn"),
             rotary_dtype=_choice(config, "rotary_dtype", {name: name for name in _ACTIVATION_DTYPES}, "float16"),
             activation_dtype=_choice(config, "compute_dtype", _ACTIVATION_DTYPES, "float16"),
-            need_nz=_get(config, "need_nz", None),
-            communication_backend=_get(config, "communication_backend", ""),
+            need_nz=_parsed(config, "need_nz", None),
+            communication_backend=_parsed(config, "communication_backend", ""),
             device_id=_get(config, "device_id", 0),
         )
 
@@ -238,6 +239,14 @@ def _get(config: object, name: str, default: _T) -> _T:
     """An attribute; the default where it is missing or None."""
     value = getattr(config, name, None)
     return default if value is None else value
+
+
+def _parsed(config: object, name: str, default: object) -> Any:
+    """An attribute, checked as the key of a run config is; the default where it is missing or None."""
+    value = getattr(config, name, None)
+    if value is None:
+        return default
+    return _check(name, list(value) if isinstance(value, tuple) else value, _PARSERS[name])
 
 
 def _positive(config: object, name: str, default: int = 0) -> int:

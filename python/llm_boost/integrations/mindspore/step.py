@@ -206,7 +206,10 @@ def _unpadded(inputs: Mapping[str, Any], name: str, valid: Ints) -> Ints:
 def _of_length(inputs: Mapping[str, Any], name: str, length: int) -> Ints:
     values = _integers(inputs, name).reshape(-1)
     if len(values) != length:
-        raise RequestError(f"{name} has {len(values)} elements, expected one for each of {length} sequences")
+        raise RequestError(
+            f"{name} has {len(values)} elements, expected one for each of {length} sequences; for a step that brings "
+            "prompts, call add_flags(is_first_iteration=True) before"
+        )
     return values
 
 
@@ -217,7 +220,10 @@ def _is_given(inputs: Mapping[str, Any], name: str) -> bool:
 def _integers(inputs: Mapping[str, Any], name: str) -> Ints:
     if not _is_given(inputs, name):
         raise RequestError(f"forward got no {name}")
-    array = to_numpy(inputs[name])
+    try:
+        array = to_numpy(inputs[name])
+    except ValueError as error:  # nested lists of unequal lengths
+        raise RequestError(f"{name} is no tensor: {error}") from error
     if array.dtype.kind not in "iu":
         raise RequestError(f"{name} has elements of type {array.dtype}, expected integers")
     return array.astype(np.int64)

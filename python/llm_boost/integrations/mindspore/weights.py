@@ -42,6 +42,8 @@ class HeldWeights:
         Raises:
             CheckpointError: One of them is no tensor, or the names are those of no model.
         """
+        if not isinstance(parameters, Mapping) or not all(isinstance(name, str) for name in parameters):
+            raise CheckpointError(f"{_WHERE} got {parameters!r:.60}, expected a dictionary of tensors by name")
         tensors, data = {}, {}
         for name, value in parameters.items():
             dtype = dtype_name(value)
