@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import atb_process  # noqa: F401  # sets the environment of the double
 import pytest
 from reference.tiny_models import TINY_SPECS, write_tiny_model
 

@@ -18,7 +18,8 @@ using namespace lb::testing;
 template <class T>
 std::vector<T> read_many(std::size_t count) {
   std::vector<T> values(count);
-  if (std::fread(values.data(), sizeof(T), count, stdin) != count) throw std::runtime_error("a call is cut off");
+  if (count > 0 && std::fread(values.data(), sizeof(T), count, stdin) != count)
+    throw std::runtime_error("a call is cut off");
   return values;
 }
 
@@ -43,7 +44,7 @@ std::vector<std::int32_t> read_ints() { return read_many<std::int32_t>(static_ca
 
 template <class T>
 void write_many(const std::vector<T>& values) {
-  std::fwrite(values.data(), sizeof(T), values.size(), stdout);
+  if (!values.empty()) std::fwrite(values.data(), sizeof(T), values.size(), stdout);
 }
 
 void write(const Array& array) {
