@@ -210,6 +210,7 @@ def test_idle_process_stays() -> None:
 def test_process_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, message: str) -> None:
     hijacked = tmp_path / "worker.py"
     head = "import os\ndef send(data): os.write(1, len(data).to_bytes(4, 'big') + data)\n"
+    head += "os.read(0, 65536)\n"  # the request: who writes to a process that has ended sees that first
     hijacked.write_text(f"{head}{code}\nos._exit(3)")
     monkeypatch.setattr(chat_template, "_WORKER", hijacked)
     with pytest.raises(ChatTemplateError, match=message):
