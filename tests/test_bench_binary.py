@@ -67,8 +67,17 @@ def test_bytes_and_flops_are_those_of_the_model() -> None:
     decode = report["results"][1]  # one step, context 17
     vectors = 2 * (64 + 64 + 64 + 2 * 32) + 64
     assert decode["flops"] == pytest.approx(2 * (2 * layer + 64 * 1000) + 2 * 4 * 4 * 16 * 17, rel=1e-5)
-    expected = 2 * (2 * layer + 64 * 1000 + vectors) + 2 * 64 + 2 * 2 * 2 * 2 * 16 * 17
-    assert decode["bytes"] == pytest.approx(expected, rel=1e-5)
+    # All weights as they are packed, the token's embedding, and the cache.
+    packed = report["models"][0]["weight_bytes"]
+    elements = 2 * layer + 64 * 1000 + vectors
+    assert decode["bytes"] == pytest.approx(packed + packed / elements * 64 + 2 * 2 * 2 * 2 * 16 * 17, rel=1e-5)
+    assert 1.5 < packed / elements < 1.6  # 12 bits, and what panels have beside
+
+
+def test_weights_of_other_types_are_packed_as_they_are() -> None:
+    for dtype, size in (("float16", 2), ("float32", 4)):
+        packed = run_json("tiny", "--workloads", "16x2x1", "--dtype", dtype)["models"][0]["weight_bytes"]
+        assert packed == pytest.approx(size * (2 * (64 * 128 + 64 * 64 + 64 * 192 + 96 * 64) + 64 * 1000), rel=0.05)
 
 
 def test_logits_depend_on_the_seed_but_not_on_threads_or_chunks() -> None:

@@ -305,7 +305,8 @@ def test_stored_types_can_be_converted_while_loading(tiny_model: Callable[[str],
         with Model.from_pretrained(directory, dtype=dtype) as model:
             info[dtype] = model.info()
             model.generate(prompt)
-    assert info["auto"].weight_bytes == info["float16"].weight_bytes == info["bfloat16"].weight_bytes
+    assert info["auto"].weight_bytes == info["float16"].weight_bytes
+    assert info["bfloat16"].weight_bytes < 0.8 * info["float16"].weight_bytes  # in 12 bits
     assert info["float32"].weight_bytes > 1.8 * info["auto"].weight_bytes
     assert [info[d].activation_dtype for d in info] == ["float32", "float32", "float32", "bfloat16"]
 

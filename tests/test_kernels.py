@@ -16,7 +16,12 @@ from reference.kernel_client import LEVELS
 
 EPS = 2.0**-24
 TINY = 1e-30
-STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+STORAGE = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "coded": ml_dtypes.bfloat16,  # in 12 bits
+}
 
 
 def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -24,7 +29,7 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def operands(isa: str, dtype: str) -> list[str]:
-    return ["f32", "f32r"] + (["bf16"] if kernels.has_bf16_dot(isa) and dtype == "bfloat16" else [])
+    return ["f32", "f32r"] + (["bf16"] if kernels.has_bf16_dot(isa) and STORAGE[dtype] == ml_dtypes.bfloat16 else [])
 
 
 def product_case(
@@ -127,6 +132,42 @@ def test_linear_does_not_depend_on_rows_or_pieces(isa: str, dtype: str) -> None:
             np.testing.assert_array_equal(kernels.linear(isa, x[:rows], w, dtype, operand), whole[:rows])
         for pieces in (1, 2, 3):
             np.testing.assert_array_equal(kernels.linear(isa, x, w, dtype, operand, panels_per_call=pieces), whole)
+
+
+def weights_with_strangers(rows: int, columns: int, share: float) -> np.ndarray:
+    """Weights as models have them, of which a share has any bits at all: zeros, subnormal, huge and infinite ones."""
+    random = np.random.default_rng(rows)
+    bits = (random.standard_normal((rows, columns)) * 0.02).astype(ml_dtypes.bfloat16).view(np.uint16)
+    strangers = random.integers(0, 1 << 16, bits.shape, dtype=np.uint16)
+    strangers[strangers & 0x7F80 == 0x7F80] &= 0xFF80  # no payloads of NaN: they travel as floats
+    bits = np.where(random.random(bits.shape) < share, strangers, bits)
+    bits[random.random(bits.shape) < 0.01] = 0
+    return bits.view(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.02, 1.0])  # no escapes, some, too many to code some panels, or any
+def test_coded_weights_are_the_same_weights(isa: str, share: float) -> None:
+    w = weights_with_strangers(70, 1100, share)
+    np.testing.assert_array_equal(kernels.decoded_rows(isa, w).view(np.uint32), w.view(np.uint32))
+    w[~np.isfinite(w) | (np.abs(w) > 1e6)] = 0.0  # sums of products shall stay numbers
+    x = np.random.default_rng(1).standard_normal((256, 1100)).astype(np.float32)
+    for operand in operands(isa, "coded"):
+        for rows in (1, 2, 7, 12, 13, 36, 40, 256):
+            plain = kernels.linear(isa, x[:rows], w, "bfloat16", operand)
+            coded = kernels.linear(isa, x[:rows], w, "coded", operand)
+            np.testing.assert_array_equal(coded.view(np.uint32), plain.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+def test_coded_weights_with_an_escape_in_every_place(isa: str) -> None:
+    """Of one panel, in turn each of its elements has an exponent of its own; and of no panel all are alike."""
+    for columns in (4, 1032):
+        w = np.full((32, columns), 0.5, np.float32)
+        for place in range(0, w.size, 1 if columns == 4 else 97):
+            marked = w.copy()
+            marked.flat[place] = 3e-30
+            np.testing.assert_array_equal(kernels.decoded_rows(isa, marked), rounded(marked, "bfloat16"))
 
 
 @pytest.mark.parametrize("isa", LEVELS)

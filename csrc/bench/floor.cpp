@@ -1,28 +1,49 @@
 #include "bench/floor.h"
 
+#include <set>
+#include <string>
 #include <variant>
 
 namespace lb::bench {
 namespace {
 
+double num_elements(const Value& value) {
+  double elements = 1;
+  for (const std::int64_t extent : value.dims) elements *= static_cast<double>(extent);
+  return elements;
+}
+
+// All weights of a graph but those named in `counted`, which gets the names of the rest.
+double new_elements(const Graph& graph, std::set<std::string>& counted) {
+  double elements = 0;
+  for (const Value& value : graph.values) {
+    if (value.role == Role::kWeight && counted.insert(value.name).second) elements += num_elements(value);
+  }
+  return elements;
+}
+
 // Bytes of all weights of a graph, and flops of its Linears for one row.
-Work weights_of(const Graph& graph, DType dtype) {
+Work weights_of(const Graph& graph, double bytes_per_element) {
   Work work;
   for (const Value& value : graph.values) {
     if (value.role != Role::kWeight) continue;
-    double elements = 1;
-    for (const std::int64_t extent : value.dims) elements *= static_cast<double>(extent);
-    work.bytes += elements * static_cast<double>(size_bytes(dtype));
-    if (value.dims.size() == 2) work.flops += 2 * elements;
+    work.bytes += num_elements(value) * bytes_per_element;
+    if (value.dims.size() == 2) work.flops += 2 * num_elements(value);
   }
   return work;
 }
 
 }  // namespace
 
-Floor::Floor(const ModelGraph& graph, DType weight_dtype, DType activation_dtype)
-    : layers_(weights_of(graph.layer, weight_dtype)), head_(weights_of(graph.head, weight_dtype)) {
+Floor::Floor(const ModelGraph& graph, std::int64_t weight_bytes, DType activation_dtype) {
   const auto num_layers = static_cast<double>(graph.num_layers);
+  std::set<std::string> in_layer;
+  std::set<std::string> outside;
+  const double elements = num_layers * new_elements(graph.layer, in_layer) + new_elements(graph.embed, outside) +
+                          new_elements(graph.head, outside);
+  const double bytes_per_element = static_cast<double>(weight_bytes) / elements;
+  layers_ = weights_of(graph.layer, bytes_per_element);
+  head_ = weights_of(graph.head, bytes_per_element);
   layers_ = {layers_.bytes * num_layers, layers_.flops * num_layers};
   for (const Op& op : graph.layer.ops) {
     const auto* attention = std::get_if<PagedAttention>(&op);
@@ -33,8 +54,7 @@ Floor::Floor(const ModelGraph& graph, DType weight_dtype, DType activation_dtype
     attention_flops_ += 4 * row * static_cast<double>(attention->num_heads);
   }
   for (const Value& value : graph.embed.values) {
-    if (value.role == Role::kWeight)
-      embedding_bytes_ += static_cast<double>(value.dims.back()) * static_cast<double>(size_bytes(weight_dtype));
+    if (value.role == Role::kWeight) embedding_bytes_ += static_cast<double>(value.dims.back()) * bytes_per_element;
   }
 }
 

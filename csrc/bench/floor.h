@@ -23,7 +23,8 @@ struct Work {
 // matrix products and attention (a multiplication and an addition each), nothing else.
 class Floor {
  public:
-  Floor(const ModelGraph& graph, DType weight_dtype, DType activation_dtype);
+  // weight_bytes: of all weights, as the program has packed them.
+  Floor(const ModelGraph& graph, std::int64_t weight_bytes, DType activation_dtype);
 
   Work of(const StepBatch& batch) const;
 

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/cache_layout.h"
 #include "backend/cpu/linear_pieces.h"
+#include "backend/cpu/panel_coder.h"
 #include "backend/cpu/work_shares.h"
 #include "base/error.h"
 #include "base/memory.h"
@@ -49,25 +50,50 @@ std::int64_t operand_bytes(const KernelContext& context) {
   return static_cast<std::int64_t>(cpu::size_bytes(context.operand));
 }
 
+// Weights as a model has them, packed as the backend does: copies of a matrix of `panels` panels.
+struct Matrix {
+  Matrix(std::int64_t panels, std::int64_t in_columns, const KernelContext& context)
+      : coded(context.kernels.decodes && cpu::can_be_coded(context.dtype, in_columns)),
+        bytes(panels * cpu::panel_bytes(context.dtype, coded, in_columns)),
+        copies(std::max<std::int64_t>(static_cast<std::int64_t>(kColdBytes) / bytes, 1)),
+        memory(static_cast<std::size_t>(copies * bytes)),
+        coder(context.kernels) {
+    if (!coded) {
+      fill_random(memory);
+      return;
+    }
+    const std::int64_t steps = in_columns / cpu::elements_per_step(context.dtype);
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.0F, 0.02F);
+    std::vector<Bf16> elements(static_cast<std::size_t>(steps) * cpu::kStepElements);
+    for (Bf16& element : elements) element = to_bf16(normal(random));
+    for (std::int64_t panel = 0; panel < copies * panels; ++panel)
+      coder.code(reinterpret_cast<const std::uint32_t*>(elements.data()), steps,
+                 memory.data() + panel * (bytes / panels));
+  }
+
+  bool coded;
+  std::int64_t bytes;
+  std::int64_t copies;
+  Buffer memory;
+  cpu::PanelCoder coder;
+};
+
 KernelCase linear_case(const Shape& shape, const KernelContext& context) {
   const std::int64_t rows = shape[0];
   const std::int64_t out_columns = shape[1];
   const std::int64_t in_columns = round_up(shape[2], std::int64_t{2});
   const std::int64_t panels = ceil_div(out_columns, std::int64_t{kPanel});
-  const std::int64_t panel_words = in_columns / cpu::elements_per_step(context.dtype) * kPanel;
-  const std::int64_t weight_bytes = panels * panel_words * 4;
-  const std::int64_t copies = std::max<std::int64_t>(static_cast<std::int64_t>(kColdBytes) / weight_bytes, 1);
   auto x = random_buffer(rows * in_columns * operand_bytes(context));
-  auto weights = random_buffer(copies * weight_bytes);
+  auto matrix = std::make_shared<Matrix>(panels, in_columns, context);
   auto out = random_buffer(rows * panels * kPanel * 4);
   auto copy = std::make_shared<std::int64_t>(0);
   auto shares = std::make_shared<cpu::WorkShares>(context.pool.size());
   KernelCase result;
-  result.work = work_of(out_columns * in_columns * static_cast<std::int64_t>(size_bytes(context.dtype)),
-                        2 * rows * out_columns * in_columns);
+  result.work = work_of(matrix->bytes, 2 * rows * out_columns * in_columns);
   result.call = [=, &context] {
-    const auto* words = reinterpret_cast<const std::uint32_t*>(weights->data()) + *copy * panels * panel_words;
-    *copy = (*copy + 1) % copies;
+    const std::byte* weight = matrix->memory.data() + *copy * matrix->bytes;
+    *copy = (*copy + 1) % matrix->copies;
     const cpu::LinearPieces pieces(rows, panels, context.pool.size());
     shares->reset();
     context.pool.run([&](int member) {
@@ -76,8 +102,9 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
         cpu::LinearArgs args{.x = x->data() + first_row * in_columns * operand_bytes(context),
                              .ldx = in_columns,
                              .operand = context.operand,
-                             .weight = words,
+                             .weight = weight,
                              .weight_dtype = context.dtype,
+                             .coded = matrix->coded,
                              .in_columns = in_columns,
                              .out_columns = out_columns,
                              .out = out->data() + first_row * panels * kPanel * 4,

@@ -144,13 +144,13 @@ ModelBench::ModelBench(const std::string& preset_name, const Options& options, B
   const ModelGraph graph = build_model(config);
   const WeightTable weights = random_weights(graph, options.dtype, options.seed);
   const Clock::time_point start = Clock::now();
-  auto compiled = std::make_unique<ObservedProgram>(
-      backend.compile(
-          graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program),
-      Floor(graph, options.dtype, options.activation_dtype));
+  auto bare =
+      backend.compile(graph, [&](const std::string& name) -> const StoredTensor& { return weights.at(name); }, program);
   const double load_seconds = seconds_since(start);
+  const Program::Memory memory = bare->memory();
+  auto compiled =
+      std::make_unique<ObservedProgram>(std::move(bare), Floor(graph, memory.weights, options.activation_dtype));
   program_ = compiled.get();
-  const Program::Memory memory = compiled->memory();
   report.add(ModelFacts{preset_name, config.num_layers, memory.weights, memory.cache, memory.arena, load_seconds});
   const SchedulerLimits scheduling{.max_tokens = program.max_tokens,
                                    .max_sequences = program.max_sequences,

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "backend/cpu/cache_layout.h"
+#include "backend/cpu/panel_coder.h"
 #include "base/memory.h"
 
 namespace lb::testing {
@@ -55,6 +56,10 @@ void store_element(DType dtype, std::byte* base, std::int64_t index, float x) {
   }
 }
 
+DType stored_dtype(const LinearCall& call) {
+  return call.dtype == "coded" ? DType::kBF16 : parse_dtype(call.dtype, "dtype");
+}
+
 // Rows of `weight` that fill a lane group, in storage type, packed into `panels`.
 void pack(const Kernels& kernels, const Array& weight, DType dtype, bool gate_up, std::uint32_t* panels) {
   const std::int64_t rows = weight.shape[0];
@@ -77,6 +82,24 @@ void pack(const Kernels& kernels, const Array& weight, DType dtype, bool gate_up
   }
 }
 
+// The same panels coded, if they can be.
+class CodedPanels {
+ public:
+  CodedPanels(const Kernels& kernels, const std::uint32_t* words, std::int64_t panels, std::int64_t in_columns)
+      : coder_(kernels), stride_(panel_bytes(DType::kBF16, true, in_columns)), memory_(panels * stride_) {
+    const std::int64_t steps = in_columns / 2;
+    for (std::int64_t panel = 0; panel < panels; ++panel)
+      coder_.code(words + panel * steps * kPanel, steps, memory_.as<std::byte>() + panel * stride_);
+  }
+  const std::byte* data() { return memory_.as<std::byte>(); }
+  const CodedPanel& panel(std::int64_t index) { return *reinterpret_cast<const CodedPanel*>(data() + index * stride_); }
+
+ private:
+  PanelCoder coder_;
+  std::int64_t stride_;
+  Aligned memory_;
+};
+
 }  // namespace
 
 Array Array::zeros(std::vector<std::int64_t> shape) {
@@ -86,7 +109,7 @@ Array Array::zeros(std::vector<std::int64_t> shape) {
 }
 
 Array linear(const Kernels& kernels, const LinearCall& call) {
-  const DType dtype = parse_dtype(call.dtype, "dtype");
+  const DType dtype = stored_dtype(call);
   const Operand operand = operand_of(call.operand);
   const bool gate_up = call.epilogue == "swiglu";
   const std::int64_t rows = call.x.shape[0];
@@ -96,6 +119,8 @@ Array linear(const Kernels& kernels, const LinearCall& call) {
 
   Aligned packed(panels * kPanel * in * 4);
   pack(kernels, call.weight, dtype, gate_up, packed.as<std::uint32_t>());
+  const bool coded = call.dtype == "coded" && can_be_coded(dtype, in);
+  CodedPanels coded_panels(kernels, packed.as<std::uint32_t>(), coded ? panels : 0, in);
   Aligned lhs(rows * (in + 2) * 4, call.misalignment);
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t c = 0; c < in; ++c)
@@ -112,8 +137,9 @@ Array linear(const Kernels& kernels, const LinearCall& call) {
                   .ldx = in + 2,
                   .rows = rows,
                   .operand = operand,
-                  .weight = packed.as<std::uint32_t>(),
+                  .weight = coded ? coded_panels.data() : packed.as<std::byte>(),
                   .weight_dtype = dtype,
+                  .coded = coded,
                   .in_columns = in,
                   .out_columns = out_columns,
                   .bias = call.bias.size() > 0 ? bias.as<float>() : nullptr,
@@ -134,6 +160,18 @@ Array linear(const Kernels& kernels, const LinearCall& call) {
           gate_up ? load_operand(operand, out.as<std::byte>(), r * ldo + c) : out.as<float>()[r * ldo + c];
     }
   }
+  return result;
+}
+
+Array decoded_rows(const Kernels& kernels, const Array& weight) {
+  const std::int64_t in = weight.shape[1];
+  const std::int64_t panels = ceil_div(weight.shape[0], std::int64_t{kPanel});
+  Aligned packed(panels * kPanel * in * 2);
+  pack(kernels, weight, DType::kBF16, false, packed.as<std::uint32_t>());
+  CodedPanels coded(kernels, packed.as<std::uint32_t>(), panels, in);
+  Array result = Array::zeros(weight.shape);
+  for (std::int64_t row = 0; row < weight.shape[0]; ++row)
+    decode_row(coded.panel(row / kPanel), static_cast<int>(row % kPanel), in / 2, result.at(row));
   return result;
 }
 

@@ -24,9 +24,9 @@ struct Array {
 };
 
 struct LinearCall {
-  Array x;       // [rows, in]
-  Array weight;  // [out, in]; for swiglu gate rows and then up rows
-  std::string dtype;
+  Array x;               // [rows, in]
+  Array weight;          // [out, in]; for swiglu gate rows and then up rows
+  std::string dtype;     // "coded" for bf16 in coded panels
   std::string operand;   // "bf16", "f32", or "f32r" for f32 words that hold bf16 values
   std::string epilogue;  // "store", "add" or "swiglu"
   Array bias;            // [out], or empty
@@ -62,6 +62,7 @@ struct AttentionCall {
 };
 
 Array linear(const cpu::Kernels& kernels, const LinearCall& call);        // [rows, out]
+Array decoded_rows(const cpu::Kernels& kernels, const Array& weight);     // as weight, after coding it
 Array rms_norm(const cpu::Kernels& kernels, const NormCall& call);        // as x
 Array attention(const cpu::Kernels& kernels, const AttentionCall& call);  // as q
 

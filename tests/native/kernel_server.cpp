@@ -75,6 +75,7 @@ Array answer(const std::string& function, const cpu::Kernels& kernels) {
     return linear(kernels, LinearCall{read_array(), read_array(), read_text(), read_text(), read_text(), read_array(),
                                       read_array(), read_int(), read_int()});
   }
+  if (function == "decoded_rows") return decoded_rows(kernels, read_array());
   if (function == "rms_norm")
     return rms_norm(kernels, NormCall{read_array(), read_array(), read_float(), read_text(), read_int()});
   if (function == "attention") {

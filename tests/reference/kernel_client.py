@@ -97,6 +97,10 @@ def linear(
     return _call("linear", isa, x, weight, dtype, operand, epilogue, bias, initial, panels_per_call, misalignment)
 
 
+def decoded_rows(isa: str, weight: np.ndarray) -> np.ndarray:
+    return _call("decoded_rows", isa, weight)
+
+
 def rms_norm(
     isa: str, x: np.ndarray, weight: np.ndarray, epsilon: float, operand: str, misalignment: int = 0
 ) -> np.ndarray:

@@ -46,15 +46,20 @@ enum class Epilogue : std::uint8_t {
 // Rows of one matrix product call: activations of so many rows stay in the L2 cache while the panels pass over them.
 inline constexpr int kMaxLinearRows = 256;
 
+struct CodedPanel;
+struct Escape;
+
 // y = x weight^T for a range of weight panels.
-// weight: [panels][in / elements_per_step][32] words, zero where a panel exceeds `out_columns`; 64-byte aligned.
+// weight: [panels][in / elements_per_step][32] words, or coded panels (coded_panel.h); zero where a panel exceeds
+// `out_columns`; 64-byte aligned.
 struct LinearArgs {
   const void* x = nullptr;  // [rows, ldx] operand
   std::int64_t ldx = 0;     // elements, even
   std::int64_t rows = 0;    // at most kMaxLinearRows
   Operand operand = Operand::kF32;
-  const std::uint32_t* weight = nullptr;
+  const std::byte* weight = nullptr;
   DType weight_dtype = DType::kF32;
+  bool coded = false;
   std::int64_t in_columns = 0;   // even
   std::int64_t out_columns = 0;  // of `out`: columns from there on are not written
   std::int64_t panel_begin = 0;
@@ -146,6 +151,7 @@ constexpr std::int64_t attention_tile_floats(std::int64_t rows, std::int64_t pad
 struct Kernels {
   const char* name;
   bool bf16_dot;  // linear and attend multiply bf16 operands directly
+  bool decodes;   // fast enough for coded panels to be worth it
 
   void (*linear)(const LinearArgs& args);
   void (*rms_norm)(const NormArgs& args);
@@ -157,6 +163,11 @@ struct Kernels {
   // Rows from `valid_rows` on are taken as zero. row_stride in words.
   void (*pack_rows)(const std::uint32_t* rows, std::int64_t row_stride, int valid_rows, std::int64_t steps,
                     std::uint32_t* target);
+
+  // Codes the elements [steps][32][2] of a bf16 panel into `panel` and what follows it. `escapes` has room for `room`
+  // of them; returns how many there are, or more than `room` as soon as there are.
+  std::int64_t (*code_panel)(const std::uint16_t* elements, std::int64_t steps, CodedPanel* panel, Escape* escapes,
+                             std::int64_t room);
 
   // Over a row of logits, n >= 1.
   float (*max_value)(const float* x, std::int64_t n);

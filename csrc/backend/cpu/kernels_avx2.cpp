@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C. This file alone is compiled with those flags.
 #include <immintrin.h>
 
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/kernels.h"
 
 #define LB_INLINE inline __attribute__((always_inline))
@@ -33,8 +34,9 @@ namespace lb::cpu {
 
 const Kernels* avx2_kernels() {
   using namespace avx2;
-  static constexpr Kernels kernels{"avx2",      false,     linear_f32, rms_norm, cache_write,     attend_f32,
-                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx2",          false,       true,      linear_f32, rms_norm,  cache_write,
+                                   attend_f32,      merge_tiles, pack_rows, code_panel, max_value, sum_exp,
+                                   collect_at_least};
   return &kernels;
 }
 

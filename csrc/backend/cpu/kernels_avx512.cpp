@@ -1,6 +1,7 @@
 // AVX-512 (F, BW, DQ, VL). This file alone is compiled with those flags.
 #include <immintrin.h>
 
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/kernels.h"
 
 #define LB_INLINE inline __attribute__((always_inline))
@@ -19,8 +20,9 @@ namespace lb::cpu {
 
 const Kernels* avx512_kernels() {
   using namespace avx512;
-  static constexpr Kernels kernels{"avx512",    false,     linear_f32, rms_norm, cache_write,     attend_f32,
-                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx512",        false,       true,      linear_f32, rms_norm,  cache_write,
+                                   attend_f32,      merge_tiles, pack_rows, code_panel, max_value, sum_exp,
+                                   collect_at_least};
   return &kernels;
 }
 

@@ -1,6 +1,7 @@
 // AVX-512 with the bf16 dot product. This file alone is compiled with those flags.
 #include <immintrin.h>
 
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/kernels.h"
 
 #define LB_INLINE inline __attribute__((always_inline))
@@ -17,9 +18,9 @@ struct Bf16xBf16 {
   using Lhs = std::uint16_t;
   using Rhs = __m512bh;
   static constexpr int kLhsPerStep = 2;
-  LB_INLINE static Rhs load_words(const std::uint32_t* words) {
-    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(words));
-  }
+  static constexpr bool kCanBeCoded = true;
+  LB_INLINE static Rhs from_words(Words words) { return reinterpret_cast<__m512bh>(words.v); }
+  LB_INLINE static Rhs load_words(const std::uint32_t* words) { return from_words(load_lanes(words)); }
   LB_INLINE static Vec mac(Vec acc, const Lhs* x, const Rhs& w) {
     int pair;
     __builtin_memcpy(&pair, x, sizeof(pair));
@@ -58,8 +59,8 @@ namespace lb::cpu {
 
 const Kernels* avx512bf16_kernels() {
   using namespace avx512bf16;
-  static constexpr Kernels kernels{"avx512bf16", true,      linear,    rms_norm, cache_write,     attend,
-                                   merge_tiles,  pack_rows, max_value, sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx512bf16", true,      true,       linear,    rms_norm, cache_write,     attend,
+                                   merge_tiles,  pack_rows, code_panel, max_value, sum_exp,  collect_at_least};
   return &kernels;
 }
 

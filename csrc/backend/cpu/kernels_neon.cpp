@@ -1,6 +1,7 @@
 // AArch64 Advanced SIMD, the baseline of that architecture.
 #include <arm_neon.h>
 
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/kernels.h"
 
 #define LB_INLINE inline __attribute__((always_inline))
@@ -33,8 +34,9 @@ namespace lb::cpu {
 
 const Kernels* neon_kernels() {
   using namespace neon;
-  static constexpr Kernels kernels{"neon",      false,     linear_f32, rms_norm, cache_write,     attend_f32,
-                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"neon",          false,       true,      linear_f32, rms_norm,  cache_write,
+                                   attend_f32,      merge_tiles, pack_rows, code_panel, max_value, sum_exp,
+                                   collect_at_least};
   return &kernels;
 }
 

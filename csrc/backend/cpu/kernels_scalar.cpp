@@ -1,4 +1,5 @@
 // The portable level: plain C++ that any compiler vectorises as far as its baseline allows.
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/kernels.h"
 
 #define LB_INLINE inline __attribute__((always_inline))
@@ -25,8 +26,9 @@ namespace lb::cpu {
 
 const Kernels* scalar_kernels() {
   using namespace scalar;
-  static constexpr Kernels kernels{"scalar",    false,     linear_f32, rms_norm, cache_write,     attend_f32,
-                                   merge_tiles, pack_rows, max_value,  sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"scalar",    false,      false,           linear_f32, rms_norm,
+                                   cache_write, attend_f32, merge_tiles,     pack_rows,  code_panel,
+                                   max_value,   sum_exp,    collect_at_least};
   return &kernels;
 }
 

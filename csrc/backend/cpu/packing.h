@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/kernels.h"
+#include "backend/cpu/panel_coder.h"
 #include "base/memory.h"
 #include "base/thread_pool.h"
 
@@ -25,6 +25,7 @@ struct PackedWeight {
   const std::byte* data = nullptr;
   Packing packing = Packing::kVector;
   DType dtype = DType::kF32;  // of panels
+  bool coded = false;         // panels of bf16, see coded_panel.h
   std::int64_t rows = 0;      // elements, for a vector
   std::int64_t columns = 0;   // 1, for a vector
 };
@@ -45,10 +46,11 @@ class PackedWeights {
 
   // One per request, in the same order; equal requests share their data.
   const std::vector<PackedWeight>& weights() const { return weights_; }
-  std::int64_t bytes() const { return static_cast<std::int64_t>(buffer_.size()); }
+  std::int64_t bytes() const;
 
  private:
   Buffer buffer_;
+  std::vector<PanelCoder> coders_;  // one for each task of packing
   std::vector<PackedWeight> weights_;
 };
 

@@ -1,4 +1,5 @@
 // Probes of the portable level.
+#include "backend/cpu/coded_panel.h"
 #include "backend/cpu/probe.h"
 
 #define LB_INLINE inline __attribute__((always_inline))

@@ -55,22 +55,33 @@ LB_INLINE Vec scale_exponent(Vec a, Vec n) {
   return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
 }
 
-LB_INLINE __m256i load_words(const std::uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+LB_INLINE __m256i load_8_words(const std::uint32_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 
-LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
-  const __m256i a = load_words(words);
-  const __m256i b = load_words(words + 8);
+struct Words {
+  __m256i lo;
+  __m256i hi;
+};
+
+LB_INLINE Words load_lanes(const std::uint32_t* p) { return {load_8_words(p), load_8_words(p + 8)}; }
+LB_INLINE void store_lanes(std::uint32_t* p, Words words) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), words.hi);
+}
+LB_INLINE VecPair bf16_pairs(Words words) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
-  return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
-          {_mm256_castsi256_ps(_mm256_and_si256(a, upper)), _mm256_castsi256_ps(_mm256_and_si256(b, upper))}};
+  return {
+      {_mm256_castsi256_ps(_mm256_slli_epi32(words.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(words.hi, 16))},
+      {_mm256_castsi256_ps(_mm256_and_si256(words.lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(words.hi, upper))}};
 }
 // The low 16 bits of 8 words, as one 128-bit register.
 LB_INLINE __m128i narrow_words(__m256i w) {
   return _mm_packus_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
-  const __m256i a = load_words(words);
-  const __m256i b = load_words(words + 8);
+  const __m256i a = load_8_words(words);
+  const __m256i b = load_8_words(words + 8);
   const __m256i lower = _mm256_set1_epi32(0xffff);
   return {{_mm256_cvtph_ps(narrow_words(_mm256_and_si256(a, lower))),
            _mm256_cvtph_ps(narrow_words(_mm256_and_si256(b, lower)))},
@@ -95,11 +106,35 @@ LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), narrow_words(bf16_bits(a.hi)));
 }
 
+struct Decoder {
+  __m256i upper;
+};
+
+LB_INLINE Decoder load_decoder(const std::uint8_t* upper) {
+  return {_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(upper)))};
+}
+LB_INLINE void decode_half(const Decoder& decoder, const std::uint8_t* bytes, __m256i nibbles, __m256i& group0,
+                           __m256i& group1) {
+  const __m256i lower = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+  const __m256i upper = _mm256_shuffle_epi8(decoder.upper, nibbles);
+  group0 = _mm256_unpacklo_epi8(lower, upper);
+  group1 = _mm256_unpackhi_epi8(lower, upper);
+}
+LB_INLINE void decode(const Decoder& decoder, const std::uint8_t* pair, Words (&words)[4]) {
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pair + 128));
+  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pair + 160));
+  decode_half(decoder, pair, _mm256_and_si256(first, low), words[0].lo, words[1].lo);
+  decode_half(decoder, pair + 32, _mm256_and_si256(second, low), words[0].hi, words[1].hi);
+  decode_half(decoder, pair + 64, _mm256_and_si256(_mm256_srli_epi16(first, 4), low), words[2].lo, words[3].lo);
+  decode_half(decoder, pair + 96, _mm256_and_si256(_mm256_srli_epi16(second, 4), low), words[2].hi, words[3].hi);
+}
+
 LB_INLINE void transpose_8x8(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,
                              std::int64_t target_stride) {
   __m256i r[8];
   __m256i t[8];
-  for (int i = 0; i < 8; ++i) r[i] = load_words(source + i * source_stride);
+  for (int i = 0; i < 8; ++i) r[i] = load_8_words(source + i * source_stride);
   for (int b = 0; b < 8; b += 4) {
     const __m256i lo01 = _mm256_unpacklo_epi32(r[b], r[b + 1]);
     const __m256i hi01 = _mm256_unpackhi_epi32(r[b], r[b + 1]);

@@ -34,10 +34,15 @@ LB_INLINE Vec round_nearest(Vec a) {
 }
 LB_INLINE Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
-LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
-  const __m512i w = _mm512_loadu_si512(words);
-  return {{_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))},
-          {_mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000U))))}};
+struct Words {
+  __m512i v;
+};
+
+LB_INLINE Words load_lanes(const std::uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+LB_INLINE void store_lanes(std::uint32_t* p, Words words) { _mm512_storeu_si512(p, words.v); }
+LB_INLINE VecPair bf16_pairs(Words words) {
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(words.v, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(words.v, _mm512_set1_epi32(static_cast<int>(0xffff0000U))))}};
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const __m512i w = _mm512_loadu_si512(words);
@@ -60,6 +65,26 @@ LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
 #else
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
 #endif
+}
+
+struct Decoder {
+  __m512i upper;
+};
+
+LB_INLINE Decoder load_decoder(const std::uint8_t* upper) {
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(upper)))};
+}
+LB_INLINE void decode_step(const Decoder& decoder, const std::uint8_t* bytes, __m512i nibbles, Words* words) {
+  const __m512i lower = _mm512_loadu_si512(bytes);
+  const __m512i upper = _mm512_shuffle_epi8(decoder.upper, nibbles);
+  words[0] = {_mm512_unpacklo_epi8(lower, upper)};
+  words[1] = {_mm512_unpackhi_epi8(lower, upper)};
+}
+LB_INLINE void decode(const Decoder& decoder, const std::uint8_t* pair, Words (&words)[4]) {
+  const __m512i nibbles = _mm512_loadu_si512(pair + 128);
+  const __m512i low = _mm512_set1_epi8(15);
+  decode_step(decoder, pair, _mm512_and_si512(nibbles, low), words);
+  decode_step(decoder, pair + 64, _mm512_and_si512(_mm512_srli_epi16(nibbles, 4), low), words + 2);
 }
 
 LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,

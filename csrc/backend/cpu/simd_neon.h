@@ -75,11 +75,21 @@ LB_INLINE Vec scale_exponent(Vec a, Vec n) {
   });
 }
 
-LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
-  return {make_vec([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(vld1q_u32(words + 4 * i), 16)); }),
-          make_vec([&](int i) {
-            return vreinterpretq_f32_u32(vandq_u32(vld1q_u32(words + 4 * i), vdupq_n_u32(0xffff0000U)));
-          })};
+struct Words {
+  uint32x4_t q[4];
+};
+
+LB_INLINE Words load_lanes(const std::uint32_t* p) {
+  Words words;
+  for (int i = 0; i < 4; ++i) words.q[i] = vld1q_u32(p + 4 * i);
+  return words;
+}
+LB_INLINE void store_lanes(std::uint32_t* p, const Words& words) {
+  for (int i = 0; i < 4; ++i) vst1q_u32(p + 4 * i, words.q[i]);
+}
+LB_INLINE VecPair bf16_pairs(const Words& words) {
+  return {make_vec([&](int i) { return vreinterpretq_f32_u32(vshlq_n_u32(words.q[i], 16)); }),
+          make_vec([&](int i) { return vreinterpretq_f32_u32(vandq_u32(words.q[i], vdupq_n_u32(0xffff0000U))); })};
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const auto widen = [](uint32x4_t w) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(w))); };
@@ -98,6 +108,22 @@ LB_INLINE Vec round_to_bf16(Vec a) {
 }
 LB_INLINE void store_bf16(std::uint16_t* p, Vec a) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vmovn_u32(bf16_bits(a.q[i])));
+}
+
+struct Decoder {
+  uint8x16_t upper;
+};
+
+LB_INLINE Decoder load_decoder(const std::uint8_t* upper) { return {vld1q_u8(upper)}; }
+LB_INLINE void decode(const Decoder& decoder, const std::uint8_t* pair, Words (&words)[4]) {
+  for (int i = 0; i < 8; ++i) {  // a quarter of a step
+    const uint8x16_t lower = vld1q_u8(pair + 16 * i);
+    const uint8x16_t both = vld1q_u8(pair + 128 + i % 4 * 16);
+    const uint8x16_t nibbles = i < 4 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4);
+    const uint8x16_t upper = vqtbl1q_u8(decoder.upper, nibbles);
+    words[i / 4 * 2].q[i % 4] = vreinterpretq_u32_u8(vzip1q_u8(lower, upper));
+    words[i / 4 * 2 + 1].q[i % 4] = vreinterpretq_u32_u8(vzip2q_u8(lower, upper));
+  }
 }
 
 LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_stride, std::uint32_t* target,

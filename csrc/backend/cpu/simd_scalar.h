@@ -77,9 +77,22 @@ LB_INLINE Vec scale_exponent(Vec v, Vec n) {
   });
 }
 
-LB_INLINE VecPair load_bf16_pairs(const std::uint32_t* words) {
-  return {make_vec([&](int i) { return __builtin_bit_cast(float, words[i] << 16); }),
-          make_vec([&](int i) { return __builtin_bit_cast(float, words[i] & 0xffff0000U); })};
+// A word for each lane.
+struct Words {
+  std::uint32_t lane[16];
+};
+
+LB_INLINE Words load_lanes(const std::uint32_t* p) {
+  Words words;
+  for (int i = 0; i < 16; ++i) words.lane[i] = p[i];
+  return words;
+}
+LB_INLINE void store_lanes(std::uint32_t* p, const Words& words) {
+  for (int i = 0; i < 16; ++i) p[i] = words.lane[i];
+}
+LB_INLINE VecPair bf16_pairs(const Words& words) {
+  return {make_vec([&](int i) { return __builtin_bit_cast(float, words.lane[i] << 16); }),
+          make_vec([&](int i) { return __builtin_bit_cast(float, words.lane[i] & 0xffff0000U); })};
 }
 LB_INLINE VecPair load_f16_pairs(const std::uint32_t* words) {
   const auto half = [](std::uint32_t bits) {
@@ -93,6 +106,32 @@ LB_INLINE Vec round_to_bf16(Vec v) {
 }
 LB_INLINE void store_bf16(std::uint16_t* p, Vec v) {
   for (int i = 0; i < 16; ++i) p[i] = to_bf16(v.lane[i]).bits;
+}
+
+// What turns coded weights (coded_panel.h) into words; `upper` has the 16 bytes that nibbles stand for.
+struct Decoder {
+  std::uint8_t base;  // computed with, because nothing here looks up many bytes at once
+};
+
+LB_INLINE Decoder load_decoder(const std::uint8_t* upper) { return {upper[0]}; }
+// The lane groups of a pair of coded steps: both of the first step, both of the second.
+LB_INLINE void decode(const Decoder& decoder, const std::uint8_t* pair, Words (&words)[4]) {
+  for (int step = 0; step < 2; ++step) {
+    const std::uint8_t* lower = pair + 64 * step;
+    std::uint8_t upper[64];
+    for (int i = 0; i < 64; ++i) {
+      const int nibble = pair[128 + i] >> (4 * step) & 15;
+      const int code = nibble & 7;
+      upper[i] = static_cast<std::uint8_t>((nibble & 8) << 4 | (code == kZeroCode ? 0 : decoder.base + code));
+    }
+    for (int group = 0; group < 2; ++group) {
+      for (int i = 0; i < 16; ++i) {
+        const int at = coded_byte(32 * group + 2 * i);
+        words[2 * step + group].lane[i] = static_cast<std::uint32_t>(lower[at]) | std::uint32_t{upper[at]} << 8 |
+                                          std::uint32_t{lower[at + 1]} << 16 | std::uint32_t{upper[at + 1]} << 24;
+      }
+    }
+  }
 }
 
 // target[i * target_stride + j] = source[j * source_stride + i] for i, j < 16
