@@ -308,9 +308,18 @@ def test_logit_reductions(isa: str) -> None:
         assert kernels.max_value(isa, x) == x.max()
         exact = np.exp((x.astype(np.float64) - x.max()) * 0.7).sum()
         assert abs(kernels.sum_exp(isa, x, float(x.max()), 0.7) - exact) < exact * 1e-5
-        threshold = float(np.sort(x)[n // 2])
-        assert kernels.collect_at_least(isa, x, threshold) == np.flatnonzero(x >= np.float32(threshold)).tolist()
+        low, high = float(np.sort(x)[n // 2]), float(np.sort(x)[3 * n // 4])
+        for end in (high, float("inf")):
+            expected = np.flatnonzero((x >= np.float32(low)) & (x < np.float32(end))).tolist()
+            assert kernels.collect_between(isa, x, low, end) == expected
+        weights = kernels.exp_weights(isa, x, float(x.max()), 0.7)
+        np.testing.assert_allclose(weights, np.exp((x.astype(np.float64) - x.max()) * 0.7), rtol=1e-5)
+        for threshold in (0.0, float(np.sort(weights)[n // 2])):
+            exact = weights[weights >= np.float32(threshold)].astype(np.float64).sum()
+            assert abs(kernels.sum_at_least(isa, weights, threshold) - exact) <= exact * 1e-6
     assert kernels.max_value(isa, np.full(40, -np.inf, np.float32)) == -np.inf
+    impossible = np.array([0, -np.inf, np.nan, -90, -80] * 9, np.float32)
+    assert (kernels.exp_weights(isa, impossible, 0.0, 1.0) > 0).tolist() == [True, False, False, False, True] * 9
 
 
 @pytest.mark.parametrize("isa", LEVELS)

@@ -1,9 +1,9 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "base/memory.h"
@@ -14,9 +14,9 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 // Logits are looked at in runs of this many: their maxima or sums tell where a value can be.
 constexpr std::int64_t kRun = 256;
-// Candidates are selected by weight in so many rounds at most, until so few are open that they may as well be sorted.
-constexpr int kSelectRounds = 64;
-constexpr std::size_t kSorted = 16;
+// So many candidates may as well be sorted.
+constexpr double kSorted = 128;
+constexpr float kAnyLogit = std::numeric_limits<float>::infinity();
 constexpr double kEverything = std::numeric_limits<double>::infinity();
 
 // A number in [0, 1) from the seed and how many came before: SplitMix64, so that the n-th needs none of the others.
@@ -34,6 +34,9 @@ Sampler::Sampler(const cpu::Kernels& kernels, std::int64_t vocab_size, std::span
       eos_token_ids_(eos_token_ids.begin(), eos_token_ids.end()),
       processed_(static_cast<std::size_t>(vocab_size)),
       indices_(static_cast<std::size_t>(vocab_size)),
+      values_(static_cast<std::size_t>(vocab_size)),
+      tokens_(static_cast<std::size_t>(vocab_size)),
+      weights_(static_cast<std::size_t>(vocab_size)),
       candidates_(static_cast<std::size_t>(vocab_size)),
       maxima_(static_cast<std::size_t>(ceil_div(vocab_size, kRun))),
       counts_(static_cast<std::size_t>(vocab_size)) {}
@@ -146,81 +149,84 @@ float Sampler::largest(std::span<const float> logits, std::int64_t count) {
   return *nth;
 }
 
-std::span<Sampler::Candidate> Sampler::collect(std::span<const float> logits, float threshold) {
+// Ascending indices of what lies in [low, high).
+std::span<const std::int32_t> Sampler::collect(std::span<const float> x, float low, float high) {
   const std::int64_t count =
-      kernels_.collect_at_least(logits.data(), static_cast<std::int64_t>(logits.size()), threshold, indices_.data());
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int32_t token = indices_[static_cast<std::size_t>(i)];
-    candidates_[static_cast<std::size_t>(i)] = {token, logits[static_cast<std::size_t>(token)], 0};
-  }
-  return std::span(candidates_).first(static_cast<std::size_t>(count));
+      kernels_.collect_between(x.data(), static_cast<std::int64_t>(x.size()), low, high, indices_.data());
+  return std::span(indices_).first(static_cast<std::size_t>(count));
 }
 
-// Brings the most likely candidates to the front: as few as weigh at least `mass` together, or all.
-Sampler::Nucleus Sampler::gather_mass(std::span<Candidate> candidates, double mass) {
-  const auto weigh = [](std::span<const Candidate> some) {
-    double sum = 0;
-    for (const Candidate& c : some) sum += c.weight;
-    return sum;
+// The logits that top_k leaves, with their tokens in tokens_: the k largest, and ties with the last of them.
+std::span<const float> Sampler::keep_top(std::span<const float> logits, std::int32_t top_k) {
+  const std::span<const std::int32_t> likely = collect(logits, largest(logits, top_k), kAnyLogit);
+  const auto end = std::ranges::transform(likely, values_.begin(), [&](std::int32_t token) {
+                     return logits[static_cast<std::size_t>(token)];
+                   }).out;
+  const auto kth = values_.begin() + (top_k - 1);
+  std::nth_element(values_.begin(), kth, end, std::greater<>());
+  std::size_t kept = 0;
+  for (const float least = *kth; const std::int32_t token : likely) {
+    const float value = logits[static_cast<std::size_t>(token)];
+    if (value < least) continue;
+    values_[kept] = value;
+    tokens_[kept++] = token;
+  }
+  return std::span(values_).first(kept);
+}
+
+Sampler::Reached Sampler::reach(std::span<const float> values, double mass, const Candidate& end) {
+  const std::span<const float> weights = std::span(weights_).first(values.size());
+  const auto sum_from = [&](float weight) {
+    return kernels_.sum_at_least(weights.data(), static_cast<std::int64_t>(weights.size()), weight);
   };
-  double sum = 0;  // of those before `begin`, all of which are needed; none from `end` on is
-  std::size_t begin = 0;
-  std::size_t end = candidates.size();
-  // Quickselect by weight. Rounds that find bad pivots are not worth going on with: then the rest is sorted.
-  for (int round = 0; round < kSelectRounds && end - begin > kSorted; ++round) {
-    std::span<Candidate> open = candidates.subspan(begin, end - begin);
-    std::array some{open.front(), open[open.size() / 2], open.back()};
-    std::ranges::sort(some, more_likely);
-    const auto rest = std::partition(open.begin(), open.end(),
-                                     [pivot = some[1]](const Candidate& c) { return more_likely(c, pivot); });
-    const auto more = static_cast<std::size_t>(rest - open.begin());
-    const double upper = weigh(open.first(more));
-    if (sum + upper >= mass) {
-      end = begin + more;
+  // The candidate weighs at least `low` and less than `high`, and few others do when the sums are near to each other.
+  float low = end.weight;
+  float high = 2;
+  double from_low = sum_from(low);
+  double from_high = 0;
+  mass = std::min(mass, from_low);
+  while (from_low - from_high > kSorted * static_cast<double>(low)) {
+    const auto middle = static_cast<float>(std::sqrt(static_cast<double>(low) * static_cast<double>(high)));
+    if (middle <= low || middle >= high) break;
+    const double sum = sum_from(middle);
+    if (sum >= mass) {
+      low = middle;
+      from_low = sum;
     } else {
-      begin += more;
-      sum += upper;
+      high = middle;
+      from_high = sum;
     }
   }
-  std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(begin),
-            candidates.begin() + static_cast<std::ptrdiff_t>(end), more_likely);
-  std::size_t count = begin;
-  while (count < end && (count == 0 || sum < mass)) sum += candidates[count++].weight;
-  return {count, sum};
+  std::size_t count = 0;
+  for (const std::int32_t i : collect(weights, low, high)) {
+    const auto at = static_cast<std::size_t>(i);
+    candidates_[count++] = {i, values[at], weights[at]};
+  }
+  const std::span<Candidate> open = std::span(candidates_).first(count);
+  if (!std::ranges::is_sorted(open, more_likely)) std::ranges::sort(open, more_likely);
+  Reached reached{end, from_high};
+  for (const Candidate& candidate : open) {
+    if (reached.sum >= mass || more_likely(end, candidate)) break;
+    reached = {candidate, reached.sum + static_cast<double>(candidate.weight)};
+  }
+  return reached;
 }
 
 std::int32_t Sampler::sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
                                         double u) {
-  const auto size = static_cast<std::int64_t>(logits.size());
-  const float inverse_temperature = 1 / params.temperature;
-  const auto weight = [&](const Candidate& c) { return std::exp((c.value - maximum) * inverse_temperature); };
-  std::span<Candidate> kept;
-  double total = 0;  // weight of all that top_k leaves
-  if (params.top_k > 0 && params.top_k < size) {
-    kept = collect(logits, largest(logits, params.top_k));
-    std::nth_element(kept.begin(), kept.begin() + (params.top_k - 1), kept.end(), more_likely);
-    const float kth = kept[static_cast<std::size_t>(params.top_k) - 1].value;  // ties with it stay
-    kept = kept.first(static_cast<std::size_t>(
-        std::partition(kept.begin(), kept.end(), [kth](const Candidate& c) { return c.value >= kth; }) - kept.begin()));
-    for (const Candidate& c : kept) total += weight(c);
-  } else {
-    total = sum_exp(logits, maximum, inverse_temperature);
-    // Tokens less likely than (1 - top_p) / V hold less than 1 - top_p in all, so the nucleus is among the others. And
-    // min_p keeps what is at least min_p times as likely as the most likely token.
-    const double by_top_p =
-        params.top_p < 1 ? std::log((1.0 - params.top_p) * total / static_cast<double>(size)) : kNever;
-    const double by_min_p =
-        params.min_p > 0 && params.top_p >= 1 ? std::log(static_cast<double>(params.min_p)) : kNever;
-    kept = collect(logits, maximum + static_cast<float>(std::max(by_top_p, by_min_p)) * params.temperature);
-  }
-  for (Candidate& c : kept) c.weight = weight(c);
-  const auto possible = [&](const Candidate& c) { return c.weight > 0 && c.weight >= params.min_p; };
-  kept = kept.first(static_cast<std::size_t>(std::partition(kept.begin(), kept.end(), possible) - kept.begin()));
-
-  const Nucleus nucleus = gather_mass(kept, params.top_p < 1 ? params.top_p * total : kEverything);
+  const bool has_top_k = params.top_k > 0 && params.top_k < static_cast<std::int64_t>(logits.size());
+  const std::span<const float> kept = has_top_k ? keep_top(logits, params.top_k) : logits;
+  const auto size = static_cast<std::int64_t>(kept.size());
+  kernels_.exp_weights(kept.data(), size, maximum, 1 / params.temperature, weights_.data());
+  // The most likely token has weight 1: min_p is the weight of the least likely. What cannot be has weight 0.
+  const Candidate least{std::numeric_limits<std::int32_t>::max(), kNever,
+                        std::max(static_cast<float>(params.min_p), std::numeric_limits<float>::min())};
+  const double total = kernels_.sum_at_least(weights_.data(), size, 0.0F);
+  const Reached nucleus = reach(kept, params.top_p < 1 ? params.top_p * total : kEverything, least);
   // The inverse of the cumulative distribution: the first token at which the sum is more than u of all.
-  const double passed = std::nextafter(u * nucleus.weight, kEverything);
-  return kept[gather_mass(kept.first(nucleus.count), passed).count - 1].token;
+  const double passed = std::nextafter(u * nucleus.sum, kEverything);
+  const std::int32_t index = reach(kept, passed, nucleus.last).last.index;
+  return has_top_k ? tokens_[static_cast<std::size_t>(index)] : index;
 }
 
 void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token, std::int32_t num_top,
@@ -232,15 +238,19 @@ void Sampler::append_logprobs(std::span<const float> logits, std::int32_t token,
     return static_cast<float>(logits[static_cast<std::size_t>(id)] - maximum - log_total);
   };
   const float own = logits[static_cast<std::size_t>(token)];
-  const std::span<Candidate> not_less = collect(logits, own);
-  const auto rank = 1 + std::ranges::count_if(not_less, [own](const Candidate& c) { return c.value > own; });
+  const auto rank = 1 + std::ranges::count_if(collect(logits, own, kAnyLogit), [&](std::int32_t id) {
+                      return logits[static_cast<std::size_t>(id)] > own;
+                    });
   out.push_back({token, logprob(token), static_cast<std::int32_t>(rank)});
   if (num_top == 0) return;
-  const std::span<Candidate> likely = collect(logits, largest(logits, num_top));
+  const auto found =
+      std::ranges::transform(collect(logits, largest(logits, num_top), kAnyLogit), candidates_.begin(),
+                             [&](std::int32_t id) { return Candidate{id, logits[static_cast<std::size_t>(id)], 0}; });
+  const std::span<Candidate> likely(candidates_.begin(), found.out);
   const auto count = std::min<std::size_t>(likely.size(), static_cast<std::size_t>(num_top));
   std::partial_sort(likely.begin(), likely.begin() + static_cast<std::ptrdiff_t>(count), likely.end(), more_likely);
   for (std::size_t i = 0; i < count; ++i)
-    out.push_back({likely[i].token, logprob(likely[i].token), static_cast<std::int32_t>(i) + 1});
+    out.push_back({likely[i].index, logprob(likely[i].index), static_cast<std::int32_t>(i) + 1});
 }
 
 }  // namespace lb

@@ -26,13 +26,13 @@ class Sampler {
 
  private:
   struct Candidate {
-    std::int32_t token = 0;
-    float value = 0;   // logit
-    float weight = 0;  // proportional to its probability
+    std::int32_t index = 0;  // into the values that are chosen among
+    float value = 0;         // logit
+    float weight = 0;        // proportional to its probability
   };
-  struct Nucleus {
-    std::size_t count = 0;
-    double weight = 0;
+  struct Reached {
+    Candidate last;
+    double sum = 0;  // of its weight and those of all that are more likely
   };
 
   std::span<const float> process(std::span<const float> logits, const Sequence& sequence);
@@ -44,16 +44,23 @@ class Sampler {
   std::int32_t sample_candidates(std::span<const float> logits, float maximum, const SamplingParams& params,
                                  double uniform);
   static bool more_likely(const Candidate& a, const Candidate& b) {
-    return a.value != b.value ? a.value > b.value : a.token < b.token;
+    if (a.weight != b.weight) return a.weight > b.weight;
+    return a.value != b.value ? a.value > b.value : a.index < b.index;
   }
-  static Nucleus gather_mass(std::span<Candidate> candidates, double mass);
-  std::span<Candidate> collect(std::span<const float> logits, float threshold);
+  std::span<const float> keep_top(std::span<const float> logits, std::int32_t top_k);
+  // In order of likelihood, the candidate with which the sum of weights reaches `mass`; or the last before `end`, or
+  // the last one that weighs at least end.weight.
+  Reached reach(std::span<const float> values, double mass, const Candidate& end);
+  std::span<const std::int32_t> collect(std::span<const float> x, float low, float high);
   float largest(std::span<const float> logits, std::int64_t count);
 
   const cpu::Kernels& kernels_;
   const std::vector<std::int32_t> eos_token_ids_;
   std::vector<float> processed_;       // [V]
   std::vector<std::int32_t> indices_;  // [V]
+  std::vector<float> values_;          // [V] logits that top_k leaves
+  std::vector<std::int32_t> tokens_;   // [V] and whose they are
+  std::vector<float> weights_;         // [V]
   std::vector<Candidate> candidates_;  // [V]
   std::vector<float> maxima_;          // of runs of logits
   std::vector<std::int32_t> counts_;   // [V] zero between calls

@@ -63,10 +63,16 @@ const cpu::Kernels& level(const std::string& name) {
   throw std::runtime_error("no level " + name);
 }
 
-Array collect_at_least(const cpu::Kernels& kernels, const Array& x, float threshold) {
+Array collect_between(const cpu::Kernels& kernels, const Array& x, float low, float high) {
   std::vector<std::int32_t> indices(x.data.size());
-  const std::int64_t count = kernels.collect_at_least(x.data.data(), x.size(), threshold, indices.data());
+  const std::int64_t count = kernels.collect_between(x.data.data(), x.size(), low, high, indices.data());
   return {{count}, {indices.begin(), indices.begin() + count}};
+}
+
+Array exp_weights(const cpu::Kernels& kernels, const Array& x, float maximum, float factor) {
+  Array weights = Array::zeros(x.shape);
+  kernels.exp_weights(x.data.data(), x.size(), maximum, factor, weights.data.data());
+  return weights;
 }
 
 // Members of a braced list are read in order.
@@ -91,7 +97,10 @@ Array answer(const std::string& function, const cpu::Kernels& kernels) {
   const Array x = read_array();
   if (function == "max_value") return scalar(kernels.max_value(x.data.data(), x.size()));
   const float first = read_float();
-  if (function == "collect_at_least") return collect_at_least(kernels, x, first);
+  if (function == "sum_at_least")
+    return scalar(static_cast<float>(kernels.sum_at_least(x.data.data(), x.size(), first)));
+  if (function == "collect_between") return collect_between(kernels, x, first, read_float());
+  if (function == "exp_weights") return exp_weights(kernels, x, first, read_float());
   if (function == "sum_exp") return scalar(kernels.sum_exp(x.data.data(), x.size(), first, read_float()));
   throw std::runtime_error("no function " + function);
 }

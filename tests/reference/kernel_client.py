@@ -120,8 +120,16 @@ def sum_exp(isa: str, x: np.ndarray, maximum: float, factor: float) -> float:
     return float(_call("sum_exp", isa, x, maximum, factor))
 
 
-def collect_at_least(isa: str, x: np.ndarray, threshold: float) -> list[int]:
-    return _call("collect_at_least", isa, x, threshold).astype(np.int64).tolist()
+def exp_weights(isa: str, x: np.ndarray, maximum: float, factor: float) -> np.ndarray:
+    return _call("exp_weights", isa, x, maximum, factor)
+
+
+def sum_at_least(isa: str, x: np.ndarray, threshold: float) -> float:
+    return float(_call("sum_at_least", isa, x, threshold))
+
+
+def collect_between(isa: str, x: np.ndarray, low: float, high: float) -> list[int]:
+    return _call("collect_between", isa, x, low, high).astype(np.int64).tolist()
 
 
 def round_trip(isa: str, dtype: str, x: np.ndarray) -> np.ndarray:

@@ -173,8 +173,12 @@ struct Kernels {
   float (*max_value)(const float* x, std::int64_t n);
   // sum of exp((x[i] - maximum) * factor), in a fixed order
   float (*sum_exp)(const float* x, std::int64_t n, float maximum, float factor);
-  // Ascending indices of all x[i] >= threshold into `indices` (room for n); returns how many.
-  std::int64_t (*collect_at_least)(const float* x, std::int64_t n, float threshold, std::int32_t* indices);
+  // weights[i] = exp((x[i] - maximum) * factor), or 0 where that is less than e^-87.
+  void (*exp_weights)(const float* x, std::int64_t n, float maximum, float factor, float* weights);
+  // Sum of all x[i] >= threshold, in a fixed order.
+  double (*sum_at_least)(const float* x, std::int64_t n, float threshold);
+  // Ascending indices of all x[i] with low <= x[i] < high into `indices` (room for n); returns how many.
+  std::int64_t (*collect_between)(const float* x, std::int64_t n, float low, float high, std::int32_t* indices);
 };
 
 // The levels that were compiled in; null where the CPU architecture has no such level.

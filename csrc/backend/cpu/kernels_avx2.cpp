@@ -34,9 +34,9 @@ namespace lb::cpu {
 
 const Kernels* avx2_kernels() {
   using namespace avx2;
-  static constexpr Kernels kernels{"avx2",          false,       true,      linear_f32, rms_norm,  cache_write,
-                                   attend_f32,      merge_tiles, pack_rows, code_panel, max_value, sum_exp,
-                                   collect_at_least};
+  static constexpr Kernels kernels{"avx2",      false,      true,        linear_f32,   rms_norm,
+                                   cache_write, attend_f32, merge_tiles, pack_rows,    code_panel,
+                                   max_value,   sum_exp,    exp_weights, sum_at_least, collect_between};
   return &kernels;
 }
 

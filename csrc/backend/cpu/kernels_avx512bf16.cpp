@@ -59,8 +59,9 @@ namespace lb::cpu {
 
 const Kernels* avx512bf16_kernels() {
   using namespace avx512bf16;
-  static constexpr Kernels kernels{"avx512bf16", true,      true,       linear,    rms_norm, cache_write,     attend,
-                                   merge_tiles,  pack_rows, code_panel, max_value, sum_exp,  collect_at_least};
+  static constexpr Kernels kernels{"avx512bf16", true,    true,        linear,       rms_norm,
+                                   cache_write,  attend,  merge_tiles, pack_rows,    code_panel,
+                                   max_value,    sum_exp, exp_weights, sum_at_least, collect_between};
   return &kernels;
 }
 

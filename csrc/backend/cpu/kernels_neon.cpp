@@ -34,9 +34,9 @@ namespace lb::cpu {
 
 const Kernels* neon_kernels() {
   using namespace neon;
-  static constexpr Kernels kernels{"neon",          false,       true,      linear_f32, rms_norm,  cache_write,
-                                   attend_f32,      merge_tiles, pack_rows, code_panel, max_value, sum_exp,
-                                   collect_at_least};
+  static constexpr Kernels kernels{"neon",      false,      true,        linear_f32,   rms_norm,
+                                   cache_write, attend_f32, merge_tiles, pack_rows,    code_panel,
+                                   max_value,   sum_exp,    exp_weights, sum_at_least, collect_between};
   return &kernels;
 }
 

@@ -43,6 +43,10 @@ LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) {
   const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GE_OQ));
   return static_cast<std::uint32_t>(lo) | static_cast<std::uint32_t>(hi) << 8;
 }
+LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
+  return {_mm256_and_ps(v.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GE_OQ)),
+          _mm256_and_ps(v.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GE_OQ))};
+}
 
 LB_INLINE Vec round_nearest(Vec a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

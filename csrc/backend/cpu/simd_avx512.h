@@ -28,6 +28,9 @@ LB_INLINE Vec keep_first(Vec a, std::int64_t n, float fill) {
   return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first_lanes(n), a.v)};
 }
 LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ), v.v)};
+}
 
 LB_INLINE Vec round_nearest(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

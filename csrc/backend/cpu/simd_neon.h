@@ -64,6 +64,11 @@ LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) {
   for (int i = 0; i < 4; ++i) mask |= vaddvq_u32(vandq_u32(vcgeq_f32(a.q[i], b.q[i]), bits)) << (4 * i);
   return mask;
 }
+LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
+  return make_vec([&](int i) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v.q[i]), vcgeq_f32(a.q[i], b.q[i])));
+  });
+}
 
 LB_INLINE Vec round_nearest(Vec a) {
   return make_vec([&](int i) { return vrndnq_f32(a.q[i]); });

@@ -64,6 +64,11 @@ LB_INLINE std::uint32_t mask_ge(Vec a, Vec b) {
   return mask;
 }
 
+// v where a >= b, 0 elsewhere.
+LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
+  return make_vec([&](int i) { return a.lane[i] >= b.lane[i] ? v.lane[i] : 0.0F; });
+}
+
 // Nearest integer, ties to even; |v| < 2^22.
 LB_INLINE Vec round_nearest(Vec v) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it leaves no fraction bits
