@@ -125,10 +125,13 @@ def test_threads_get_their_own_answers(chat: ChatTemplate) -> None:
 
 
 def children() -> set[str]:
+    """Processes whose parent this one is; /proc's own lists of children may miss some while threads end."""
     found: set[str] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the thread has ended
-            found |= set((task / "children").read_text().split())
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            parent = status.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.add(status.parent.name)
     return found
 
 
@@ -137,20 +140,20 @@ def test_nothing_is_left_behind() -> None:
     template = ChatTemplate(
         {"default": "{{ messages[0].content }}"}, limits=RenderLimits(seconds=0.2, memory_bytes=2**27)
     )
-    assert children() == before  # lazily started
+    assert children() <= before  # lazily started
     assert template.render(HELLO) == "Hello"
     assert len(children() - before) == 1
     for bomb in ("loop", "string"):
         with pytest.raises(ChatTemplateError):
             template.render(HELLO, chat_template=BOMBS[bomb])
-        assert children() == before  # no zombie either
+        assert children() <= before  # no zombie either
     assert template.render(HELLO) == "Hello"
     template.close()
     template.close()
-    assert children() == before
+    assert children() <= before
     assert template.render(HELLO) == "Hello"
     del template
-    assert children() == before
+    assert children() <= before
 
 
 def test_process_that_died_is_replaced(chat: ChatTemplate) -> None:
@@ -280,5 +283,5 @@ def test_startup_limit() -> None:
     template = ChatTemplate({"default": "{{ 1 }}"}, limits=RenderLimits(startup_seconds=0.0))
     with pytest.raises(ChatTemplateError, match="past its limit of 0 s") as caught:
         template.render(HELLO)
-    assert children() == before
+    assert children() <= before
     del caught  # until now it held what was started
