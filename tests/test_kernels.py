@@ -161,10 +161,13 @@ def test_coded_weights_are_the_same_weights(isa: str, share: float) -> None:
 
 @pytest.mark.parametrize("isa", LEVELS)
 def test_coded_weights_with_an_escape_in_every_place(isa: str) -> None:
-    """Of one panel, in turn each of its elements has an exponent of its own; and of no panel all are alike."""
-    for columns in (4, 1032):
+    """A panel in which one element has an exponent of its own: each in turn, of a small panel; some, of a large one.
+
+    With four columns there is no room for an escape, so that the panel stays plain.
+    """
+    for columns in (4, 16, 1032):
         w = np.full((32, columns), 0.5, np.float32)
-        for place in range(0, w.size, 1 if columns == 4 else 97):
+        for place in range(0, w.size, 1 if columns < 1000 else 97):
             marked = w.copy()
             marked.flat[place] = 3e-30
             np.testing.assert_array_equal(kernels.decoded_rows(isa, marked), rounded(marked, "bfloat16"))

@@ -221,8 +221,9 @@ std::int32_t Sampler::sample_candidates(std::span<const float> logits, float max
   // The most likely token has weight 1: min_p is the weight of the least likely. What cannot be has weight 0.
   const Candidate least{std::numeric_limits<std::int32_t>::max(), kNever,
                         std::max(static_cast<float>(params.min_p), std::numeric_limits<float>::min())};
-  const double total = kernels_.sum_at_least(weights_.data(), size, 0.0F);
-  const Reached nucleus = reach(kept, params.top_p < 1 ? params.top_p * total : kEverything, least);
+  const double mass =
+      params.top_p < 1 ? params.top_p * kernels_.sum_at_least(weights_.data(), size, 0.0F) : kEverything;
+  const Reached nucleus = reach(kept, mass, least);
   // The inverse of the cumulative distribution: the first token at which the sum is more than u of all.
   const double passed = std::nextafter(u * nucleus.sum, kEverything);
   const std::int32_t index = reach(kept, passed, nucleus.last).last.index;

@@ -22,8 +22,9 @@ void PanelCoder::code(const std::uint32_t* words, std::int64_t steps, std::byte*
   const std::int64_t count =
       kernels_->code_panel(reinterpret_cast<const std::uint16_t*>(words), steps, panel, escapes.data(), steps / 8);
   if (count > steps / 8) {
-    Buffer& copy = plain_.emplace_back(static_cast<std::size_t>(steps * kPanel) * sizeof(std::uint32_t));
-    std::memcpy(copy.data(), words, copy.size());
+    const std::size_t plain_bytes = static_cast<std::size_t>(steps * kPanel) * sizeof(std::uint32_t);
+    Buffer& copy = plain_.emplace_back(plain_bytes);  // whole pages, which the words need not fill
+    std::memcpy(copy.data(), words, plain_bytes);
     panel->plain = reinterpret_cast<const std::uint32_t*>(copy.data());
     return;
   }
