@@ -33,7 +33,12 @@ def test_greedy_tokens_equal_transformers_in_float32(smollm2_directory: Path) ->
 # of bf16 is 2^-8 of a logit of about 20, so logits closer than this are not told apart.
 NEAR_TIE = 0.05
 # Where they do, at the level with the bf16 dot product: prompt, index of the token, margin.
-KNOWN_FLIPS = {("one token", 19): 0.00516891, ("upper case", 31): 0.00509071, ("long sequence", 52): 0.010891}
+KNOWN_FLIPS = {
+    ("upper case", 31): 0.00509071,
+    ("long sequence", 52): 0.010891,
+    ("long passage", 23): 0.0187035,
+    ("numbered list", 55): 0.0269794,
+}
 
 
 def test_bf16_activations_differ_only_at_near_ties(smollm2: Model) -> None:

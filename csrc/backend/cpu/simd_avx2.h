@@ -48,6 +48,19 @@ LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
           _mm256_and_ps(v.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GE_OQ))};
 }
 
+LB_INLINE float reduce_add(Vec a) {
+  const __m256 v8 = _mm256_add_ps(a.lo, a.hi);
+  const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+  const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+  return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+}
+LB_INLINE float reduce_max(Vec a) {
+  const __m256 v8 = _mm256_max_ps(a.lo, a.hi);
+  const __m128 v4 = _mm_max_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+  const __m128 v2 = _mm_max_ps(v4, _mm_movehl_ps(v4, v4));
+  return _mm_cvtss_f32(_mm_max_ss(v2, _mm_movehdup_ps(v2)));
+}
+
 LB_INLINE Vec round_nearest(Vec a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};

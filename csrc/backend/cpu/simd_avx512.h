@@ -32,6 +32,9 @@ LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ), v.v)};
 }
 
+LB_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+LB_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
 LB_INLINE Vec round_nearest(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

@@ -70,6 +70,15 @@ LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
   });
 }
 
+LB_INLINE float reduce_add(Vec a) {
+  const float32x4_t v4 = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
+  const float32x2_t v2 = vadd_f32(vget_low_f32(v4), vget_high_f32(v4));
+  return vget_lane_f32(v2, 0) + vget_lane_f32(v2, 1);
+}
+LB_INLINE float reduce_max(Vec a) {
+  return vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a.q[0], a.q[2]), vmaxnmq_f32(a.q[1], a.q[3])));
+}
+
 LB_INLINE Vec round_nearest(Vec a) {
   return make_vec([&](int i) { return vrndnq_f32(a.q[i]); });
 }

@@ -69,6 +69,18 @@ LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
   return make_vec([&](int i) { return a.lane[i] >= b.lane[i] ? v.lane[i] : 0.0F; });
 }
 
+// Sum by halves: lanes i and i + 8 first, then i and i + 4, so on every instruction set.
+LB_INLINE float reduce_add(Vec v) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v.lane[i] += v.lane[i + width];
+  }
+  return v.lane[0];
+}
+LB_INLINE float reduce_max(Vec v) {
+  for (int i = 1; i < 16; ++i) v.lane[0] = v.lane[i] > v.lane[0] ? v.lane[i] : v.lane[0];
+  return v.lane[0];
+}
+
 // Nearest integer, ties to even; |v| < 2^22.
 LB_INLINE Vec round_nearest(Vec v) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it leaves no fraction bits
