@@ -40,7 +40,7 @@ Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand opera
     std::fill_n(reinterpret_cast<float*>(part), bytes_per_thread_ / sizeof(float), 1.0F);
   });
   for (const int streams : {1, 2, 4, 8}) {
-    for (const std::size_t ahead : {std::size_t{1024}, std::size_t{4096}, std::size_t{8192}}) {
+    for (const std::size_t ahead : {std::size_t{0}, std::size_t{1024}, std::size_t{4096}, std::size_t{8192}}) {
       const double best = bandwidth_.best();
       for (int reading = 0; reading < kReadings; ++reading) bandwidth_.readings.push_back(read_once(streams, ahead));
       if (bandwidth_.best() == best) continue;

@@ -23,7 +23,7 @@ struct SingleShape {
   static constexpr int kManyRows = 6, kManyVecs = 1;
   static constexpr int kAttentionRows = 6, kAttentionVecs = 1;
 };
-constexpr int kStreamAheadBytes = 4096;
+constexpr int kStreamAheadBytes = 7680;
 
 #include "backend/cpu/kernels_body.inc"
 

@@ -19,6 +19,7 @@ struct Bf16xBf16 {
   using Rhs = __m512bh;
   static constexpr int kLhsPerStep = 2;
   static constexpr bool kCanBeCoded = true;
+  static constexpr int kQuickRows = 1;
   LB_INLINE static Rhs from_words(Words words) { return reinterpret_cast<__m512bh>(words.v); }
   LB_INLINE static Rhs load_words(const std::uint32_t* words) { return from_words(load_lanes(words)); }
   LB_INLINE static Vec mac(Vec acc, const Lhs* x, const Rhs& w) {
