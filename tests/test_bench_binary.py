@@ -55,6 +55,7 @@ def test_a_model_gives_a_complete_report() -> None:
     assert kinds == [("prefill", 20, 1), ("decode", 20, 1), ("prefill", 33, 3), ("decode", 33, 3)]
     for result in report["results"]:
         check_result(result, "tokens")
+        assert result["fraction_of_limit_beside"] > 0
         assert {"qkv", "attention", "gate_up", "logits", "engine"} <= {op["name"] for op in result["ops"]}
         assert 0 < sum(op["share"] for op in result["ops"]) < 1.01  # clocks are read one after another
     assert [r["samples"] for r in report["results"]] == [2, 10, 2, 6]

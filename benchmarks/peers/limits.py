@@ -7,6 +7,7 @@ one another, and only then come their second readings: what is compared was made
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -117,6 +118,7 @@ def _bench(run: Run, preset: Sequence[str], threads: int) -> dict[str, Any]:
             "seconds": result["seconds"]["median"],
             "bytes": result["bytes"],
             "fraction": result["fraction_of_limit"],
+            "beside": result.get("fraction_of_limit_beside"),
             "limited_by": result["limited_by"],
             "ops": {op["name"]: op["share"] for op in result.get("ops", [])},
         }
@@ -130,9 +132,8 @@ def _load(directory: Path, threads: int, log: Path) -> dict[str, Any]:
     """Loads a model in a process of its own, once its files are in the page cache, and computes one long prompt."""
     files = sorted(directory.glob("*.safetensors"))
     _read(files, threads)
-    started = time.perf_counter()
-    _read(files, threads)
-    read_seconds = time.perf_counter() - started
+    read_seconds = _read(files, threads)
+    kept_seconds = _read(files, threads, keep=True)
     worker = start_ours(OURS, directory, threads, log)
     try:
         task = Task("prefill 2048", 2048, 1, 1)
@@ -141,6 +142,7 @@ def _load(directory: Path, threads: int, log: Path) -> dict[str, Any]:
         return {
             "seconds": worker.load_seconds,
             "read_seconds": read_seconds,
+            "kept_seconds": kept_seconds,
             "peak_bytes": worker.peak_bytes,
             "needed_bytes": needed,
         }
@@ -148,19 +150,33 @@ def _load(directory: Path, threads: int, log: Path) -> dict[str, Any]:
         worker.close()
 
 
-def _read(files: Sequence[Path], threads: int) -> None:
-    """Reads files once, all threads at all of them: the floor of loading."""
+def _read(files: Sequence[Path], threads: int, *, keep: bool = False) -> float:
+    """Reads files once, all threads at all of them, and returns the seconds: the floor of loading.
 
-    def part(file: Path, thread: int) -> None:
-        buffer = bytearray(_READ_BYTES)
-        with file.open("rb", buffering=0) as source:
-            size = file.stat().st_size
-            for start in range(thread * _READ_BYTES, size, threads * _READ_BYTES):
-                os.preadv(source.fileno(), [buffer], start)
+    Args:
+        files: What to read.
+        threads: How many read at once.
+        keep: Into memory of their own, as a process that goes on to use them must; else all into one small buffer.
+    """
 
+    def part(file: Path, memory: mmap.mmap | bytearray, thread: int) -> None:
+        with memoryview(memory) as buffer, file.open("rb", buffering=0) as source:
+            for start in range(thread * _READ_BYTES, file.stat().st_size, threads * _READ_BYTES):
+                at = start if keep else 0
+                with buffer[at : at + _READ_BYTES] as target:
+                    os.preadv(source.fileno(), [target], start)
+
+    started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(part, file, thread) for file in files for thread in range(threads)]:
+        futures = []
+        for file in files:
+            memory = mmap.mmap(-1, file.stat().st_size) if keep else None
+            if memory:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            futures += [pool.submit(part, file, memory or bytearray(_READ_BYTES), thread) for thread in range(threads)]
+        for future in futures:
             future.result()
+    return time.perf_counter() - started
 
 
 def figures(store: Store, pair: Pair) -> dict[str, float]:
@@ -177,20 +193,29 @@ def figures(store: Store, pair: Pair) -> dict[str, float]:
     def bandwidth(run: str) -> float:
         return _median(rows[run], "limits", "bytes_per_second")
 
+    def bytes_read(run: str, result: str) -> float:
+        return _median(rows[run], "results", result, "bytes")
+
+    def beside(run: str, result: str) -> float:
+        return _median(rows[run], "results", result, "beside")
+
     near, far = (f"decode {context}" for context in (SHORT_CONTEXT, LONG_CONTEXT))
-    more_bytes = _median(rows["context"], "results", far, "bytes") - _median(rows["context"], "results", near, "bytes")
-    more_seconds = seconds("context", far) - seconds("context", near)
+    # A step's time, as the bytes that the machine reads in it at the bandwidth that it has just then.
+    time_near, time_far = (bytes_read("context", result) / beside("context", result) for result in (near, far))
     step = seconds("decode 1", near)
     speedup = seconds("decode 1, one thread", near) / step
     return {
         "decode 1": fraction("decode 1", near),
+        "decode 1, beside": beside("decode 1", near),
         "decode 1, AVX2": fraction("decode 1, AVX2", near),
+        "decode 1, AVX2, beside": beside("decode 1, AVX2", near),
         "prefill 512": fraction("prefill 512", "prefill 512"),
         "prefill 2048": fraction("prefill 2048", "prefill 2048"),
         "decode 8": fraction("decode 8", "decode 64"),
         "decode 32": fraction("decode 32", "decode 64"),
-        "context": more_seconds / (more_bytes / bandwidth("context")),
+        "context": (time_far - time_near) / (bytes_read("context", far) - bytes_read("context", near)),
         "load": _median(loads, "seconds") / _median(loads, "read_seconds"),
+        "load, kept": _median(loads, "seconds") / _median(loads, "kept_seconds"),
         "memory": _median(loads, "peak_bytes") / _median(loads, "needed_bytes"),
         "first token": seconds("first token", "prefill 16") / seconds("first token", "decode 16"),
         "top_k": seconds("top_k", "sampler") / step,

@@ -47,7 +47,8 @@ Result bench_case(const std::string& name, const Shape& shape, int repeat, const
                 .work = kernel.work,
                 .seconds = {},
                 .ops = {},
-                .logits_hash = {}};
+                .logits_hash = {},
+                .fraction_beside = {}};
   const std::vector<std::string> names = extent_names(kernel_shape(name));
   for (std::size_t i = 0; i < shape.size(); ++i) result.shape.emplace_back(names[i], shape[i]);
   for (int sample = 0; sample < repeat * kSamples; ++sample)

@@ -23,6 +23,8 @@ std::atomic<float> sink{0};
 
 }  // namespace
 
+double Speeds::seconds(const Work& work) const { return std::max(work.bytes / bytes, work.flops / flops); }
+
 double Limit::best() const { return readings.empty() ? 0 : *std::max_element(readings.begin(), readings.end()); }
 
 Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand operand, std::size_t buffer_bytes)
@@ -42,7 +44,8 @@ Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand opera
   for (const int streams : {1, 2, 4, 8}) {
     for (const std::size_t ahead : {std::size_t{0}, std::size_t{1024}, std::size_t{4096}, std::size_t{8192}}) {
       const double best = bandwidth_.best();
-      for (int reading = 0; reading < kReadings; ++reading) bandwidth_.readings.push_back(read_once(streams, ahead));
+      for (int reading = 0; reading < kReadings; ++reading)
+        bandwidth_.readings.push_back(read_once(streams, ahead, bytes_per_thread_));
       if (bandwidth_.best() == best) continue;
       streams_ = streams;
       ahead_ = ahead;
@@ -56,18 +59,24 @@ Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand opera
 
 void Limits::measure_again() {
   for (int reading = 0; reading < kReadings; ++reading) {
-    bandwidth_.readings.push_back(read_once(streams_, ahead_));
+    bandwidth_.readings.push_back(read_once(streams_, ahead_, bytes_per_thread_));
     arithmetic_.readings.push_back(multiply_once());
   }
 }
 
-double Limits::read_once(int streams, std::size_t ahead) const {
+double Limits::read_beside() {
+  constexpr std::size_t kBytesPerThread = (std::size_t{64} << 20) / kUnit * kUnit;
+  bandwidth_.readings.push_back(read_once(streams_, ahead_, std::min(bytes_per_thread_, kBytesPerThread)));
+  return bandwidth_.readings.back();
+}
+
+double Limits::read_once(int streams, std::size_t ahead, std::size_t bytes_per_thread) const {
   const Clock::time_point start = Clock::now();
   pool_.run([&](int member) {
     const std::byte* part = buffer_.data() + static_cast<std::size_t>(member) * bytes_per_thread_;
-    sink = probe_.read(part, bytes_per_thread_, streams, ahead);
+    sink = probe_.read(part, bytes_per_thread, streams, ahead);
   });
-  return static_cast<double>(bytes_per_thread_) * pool_.size() / seconds_since(start);
+  return static_cast<double>(bytes_per_thread) * pool_.size() / seconds_since(start);
 }
 
 double Limits::multiply_once() const {
@@ -81,14 +90,6 @@ double Limits::multiply_once() const {
     if (seconds < kSeconds) continue;
     return static_cast<double>(rounds) * static_cast<double>(multiplication_.flops) * pool_.size() / seconds;
   }
-}
-
-double Limits::seconds(const Work& work) const {
-  return std::max(work.bytes / bandwidth_.best(), work.flops / arithmetic_.best());
-}
-
-bool Limits::bandwidth_bound(const Work& work) const {
-  return work.bytes / bandwidth_.best() >= work.flops / arithmetic_.best();
 }
 
 }  // namespace lb::bench

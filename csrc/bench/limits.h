@@ -22,6 +22,16 @@ struct Limit {
   double best() const;
 };
 
+// What the machine did, or can do, in a second.
+struct Speeds {
+  double bytes = 0;
+  double flops = 0;
+
+  // The least time in which it can do `work`.
+  double seconds(const Work& work) const;
+  bool bandwidth_bound(const Work& work) const { return work.bytes / bytes >= work.flops / flops; }
+};
+
 // Measures with all threads of a team. `operand` says which multiplication the kernels use.
 class Limits {
  public:
@@ -31,15 +41,16 @@ class Limits {
   // quiet minute that helps one of them helps the limits too.
   void measure_again();
 
+  // A short reading of the bandwidth, which drifts most: what runs just before and after it is compared with it.
+  double read_beside();
+
   const Limit& bandwidth() const { return bandwidth_; }    // bytes
   const Limit& arithmetic() const { return arithmetic_; }  // flops
 
-  // The least time in which the machine can do `work`.
-  double seconds(const Work& work) const;
-  bool bandwidth_bound(const Work& work) const;
+  Speeds best() const { return {bandwidth_.best(), arithmetic_.best()}; }
 
  private:
-  double read_once(int streams, std::size_t ahead) const;
+  double read_once(int streams, std::size_t ahead, std::size_t bytes_per_thread) const;
   double multiply_once() const;
 
   ThreadPool& pool_;

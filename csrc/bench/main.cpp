@@ -58,11 +58,8 @@ void run(const Options& options, std::string command) {
   if (options.mode == Mode::kKernels)
     bench_kernels(options, {pool, kernels, options.dtype, options.activation_dtype, operand}, report);
   if (options.mode == Mode::kModels) {
-    for (const std::string& preset : options.names) {
-      bench_model(preset, options, *backend, pool, report, [&] {
-        if (limits) limits->measure_again();
-      });
-    }
+    for (const std::string& preset : options.names)
+      bench_model(preset, options, *backend, pool, limits ? &*limits : nullptr, report);
     report.print_limits();
   }
   write_json(options, report);

@@ -4,7 +4,6 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
-#include <functional>
 #include <numeric>
 #include <random>
 #include <unordered_set>
@@ -81,6 +80,8 @@ struct Phase {
   double program_seconds = 0;  // the part of all steps that was spent in the program
   std::vector<OpTime> ops;     // of all steps
 
+  std::vector<double> fractions;  // of the limit beside them, of stretches of steps
+
   double total_seconds() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
   Work total_work() const {
     Work total;
@@ -95,9 +96,41 @@ struct Pass {
   std::vector<std::int32_t> tokens;
 };
 
+// Compares stretches of steps with the machine as it is just before and after them.
+class Beside {
+ public:
+  explicit Beside(Limits* limits) : limits_(limits), before_(read()) {}
+
+  void add(const Work& work, double seconds, std::vector<double>& fractions) {
+    work_ += work;
+    seconds_ += seconds;
+    if (seconds_ >= kStretchSeconds) finish(fractions);
+  }
+  // Ends the stretch; the next step begins another.
+  void finish(std::vector<double>& fractions) {
+    if (limits_ == nullptr || seconds_ == 0) return;
+    const double after = read();
+    const Speeds speeds{(before_ + after) / 2, limits_->best().flops};
+    fractions.push_back(speeds.seconds(work_) / seconds_);
+    before_ = after;
+    work_ = {};
+    seconds_ = 0;
+  }
+
+ private:
+  static constexpr double kStretchSeconds = 0.03;  // a reading takes a tenth of it
+
+  double read() const { return limits_ == nullptr ? 0 : limits_->read_beside(); }
+
+  Limits* const limits_;
+  double before_;
+  Work work_;
+  double seconds_ = 0;
+};
+
 class ModelBench {
  public:
-  ModelBench(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
+  ModelBench(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool, Limits* limits,
              Report& report);
 
   void run(const Workload& workload);
@@ -110,6 +143,7 @@ class ModelBench {
 
   const std::string name_;
   const Options& options_;
+  Limits* const limits_;  // may be null
   Report& report_;
   std::int64_t vocab_size_ = 0;
   ObservedProgram* program_ = nullptr;  // the engine's
@@ -135,8 +169,8 @@ ProgramOptions program_options(const Options& options, Backend& backend) {
 }
 
 ModelBench::ModelBench(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
-                       Report& report)
-    : name_(preset_name), options_(options), report_(report) {
+                       Limits* limits, Report& report)
+    : name_(preset_name), options_(options), limits_(limits), report_(report) {
   const ProgramOptions program = program_options(options, backend);
   const std::int64_t max_model_len = program.max_blocks * program.block_size;
   const ModelConfig config = preset(preset_name, options.num_layers, max_model_len);
@@ -190,6 +224,7 @@ Pass ModelBench::run_once(const Workload& workload) {
   Pass pass;
   StepOutput output;
   std::unordered_set<RequestId> begun;  // have their first token
+  Beside beside(limits_);
   for (Clock::time_point start = Clock::now(); engine_->step(output); start = Clock::now()) {
     const double seconds = seconds_since(start);
     const bool prefilling = static_cast<std::int64_t>(begun.size()) < workload.batch;
@@ -198,12 +233,16 @@ Pass ModelBench::run_once(const Workload& workload) {
       phase.seconds.push_back(seconds);
       phase.work.push_back(program_->work());
       phase.program_seconds += program_->seconds();
+      beside.add(program_->work(), seconds, phase.fractions);
     }
     for (const TokenEvent& event : output.events) pass.tokens.push_back(event.token);
     if (!prefilling) continue;
     for (const TokenEvent& event : output.events) begun.insert(event.request);
-    if (static_cast<std::int64_t>(begun.size()) == workload.batch) finish_phase(pass.prefill);
+    if (static_cast<std::int64_t>(begun.size()) < workload.batch) continue;
+    beside.finish(pass.prefill.fractions);
+    finish_phase(pass.prefill);
   }
+  beside.finish(pass.decode.fractions);
   finish_phase(pass.decode);
   return pass;
 }
@@ -236,9 +275,12 @@ void ModelBench::report(const Workload& workload, const std::string& kind, std::
                 .work = {},
                 .seconds = {},
                 .ops = {},
-                .logits_hash = hash};
+                .logits_hash = hash,
+                .fraction_beside = {}};
+  std::vector<double> fractions;
   for (const Phase& phase : phases) {
     result.work += phase.total_work();
+    fractions.insert(fractions.end(), phase.fractions.begin(), phase.fractions.end());
     if (prefill) {
       result.seconds.push_back(phase.total_seconds());
     } else {
@@ -252,17 +294,18 @@ void ModelBench::report(const Workload& workload, const std::string& kind, std::
   const auto samples = static_cast<double>(result.seconds.size());
   result.work = {result.work.bytes / samples, result.work.flops / samples};
   for (OpTime& op : result.ops) op.seconds /= samples;
+  if (!fractions.empty()) result.fraction_beside = quantile(fractions, 0.5);
   report_.add(std::move(result));
 }
 
 }  // namespace
 
 void bench_model(const std::string& preset_name, const Options& options, Backend& backend, ThreadPool& pool,
-                 Report& report, const std::function<void()>& between) {
-  ModelBench bench(preset_name, options, backend, pool, report);
+                 Limits* limits, Report& report) {
+  ModelBench bench(preset_name, options, backend, pool, limits, report);
   for (const Workload& workload : options.workloads) {
     bench.run(workload);
-    between();
+    if (limits != nullptr) limits->measure_again();
   }
 }
 

@@ -105,7 +105,7 @@ void Report::add(ModelFacts model) {
 std::optional<double> Report::fraction(const Result& result) const {
   const bool has_floor = result.work.bytes > 0 || result.work.flops > 0;
   if (limits_ == nullptr || !has_floor) return std::nullopt;
-  return limits_->seconds(result.work) / quantile(result.seconds, 0.5);
+  return limits_->best().seconds(result.work) / quantile(result.seconds, 0.5);
 }
 
 void Report::add(Result result) {
@@ -116,7 +116,8 @@ void Report::add(Result result) {
                result.work.bytes / median / kGiga, result.work.flops / median / kGiga);
   if (const auto part = fraction(result))
     std::fprintf(text_, "  %.3f of the %s limit", *part,
-                 limits_->bandwidth_bound(result.work) ? "bandwidth" : "arithmetic");
+                 limits_->best().bandwidth_bound(result.work) ? "bandwidth" : "arithmetic");
+  if (result.fraction_beside) std::fprintf(text_, ", %.3f of it beside", *result.fraction_beside);
   if (result.logits_hash) std::fprintf(text_, "  logits %s", hex(*result.logits_hash).c_str());
   std::fprintf(text_, "\n");
   if (!result.ops.empty()) {
@@ -168,8 +169,9 @@ void Report::write(JsonWriter& json, const Result& result) const {
   json.field("gflop_per_second", result.work.flops / median / kGiga);
   if (const auto part = fraction(result)) {
     json.field("fraction_of_limit", *part);
-    json.field("limited_by", limits_->bandwidth_bound(result.work) ? "bandwidth" : "arithmetic");
+    json.field("limited_by", limits_->best().bandwidth_bound(result.work) ? "bandwidth" : "arithmetic");
   }
+  if (result.fraction_beside) json.field("fraction_of_limit_beside", *result.fraction_beside);
   if (result.logits_hash) json.field("logits_hash", hex(*result.logits_hash));
   if (!result.ops.empty()) {
     json.key("ops");

@@ -29,6 +29,8 @@ struct Result {
   std::vector<double> seconds;  // of each sample
   std::vector<OpTime> ops;
   std::optional<std::uint64_t> logits_hash;
+  // Of the limit with the bandwidth as it was just before and after, the median over stretches of samples.
+  std::optional<double> fraction_beside;
 };
 
 // A quantile of `values`, which must not be empty: 0.5 is the median.
