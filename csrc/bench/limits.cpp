@@ -45,7 +45,7 @@ Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand opera
     for (const std::size_t ahead : {std::size_t{0}, std::size_t{1024}, std::size_t{4096}, std::size_t{8192}}) {
       const double best = bandwidth_.best();
       for (int reading = 0; reading < kReadings; ++reading)
-        bandwidth_.readings.push_back(read_once(streams, ahead, bytes_per_thread_));
+        bandwidth_.readings.push_back(read_once(streams, ahead, 0, bytes_per_thread_));
       if (bandwidth_.best() == best) continue;
       streams_ = streams;
       ahead_ = ahead;
@@ -59,24 +59,26 @@ Limits::Limits(ThreadPool& pool, const cpu::Kernels& kernels, cpu::Operand opera
 
 void Limits::measure_again() {
   for (int reading = 0; reading < kReadings; ++reading) {
-    bandwidth_.readings.push_back(read_once(streams_, ahead_, bytes_per_thread_));
+    bandwidth_.readings.push_back(read_once(streams_, ahead_, 0, bytes_per_thread_));
     arithmetic_.readings.push_back(multiply_once());
   }
 }
 
 double Limits::read_beside() {
-  constexpr std::size_t kBytesPerThread = (std::size_t{64} << 20) / kUnit * kUnit;
-  bandwidth_.readings.push_back(read_once(streams_, ahead_, std::min(bytes_per_thread_, kBytesPerThread)));
+  const std::size_t bytes = std::min(bytes_per_thread_, (std::size_t{64} << 20) / kUnit * kUnit);
+  if (beside_at_ + bytes > bytes_per_thread_) beside_at_ = 0;
+  bandwidth_.readings.push_back(read_once(streams_, ahead_, beside_at_, bytes));
+  beside_at_ += bytes;
   return bandwidth_.readings.back();
 }
 
-double Limits::read_once(int streams, std::size_t ahead, std::size_t bytes_per_thread) const {
+double Limits::read_once(int streams, std::size_t ahead, std::size_t begin, std::size_t bytes) const {
   const Clock::time_point start = Clock::now();
   pool_.run([&](int member) {
     const std::byte* part = buffer_.data() + static_cast<std::size_t>(member) * bytes_per_thread_;
-    sink = probe_.read(part, bytes_per_thread, streams, ahead);
+    sink = probe_.read(part + begin, bytes, streams, ahead);
   });
-  return static_cast<double>(bytes_per_thread) * pool_.size() / seconds_since(start);
+  return static_cast<double>(bytes) * pool_.size() / seconds_since(start);
 }
 
 double Limits::multiply_once() const {

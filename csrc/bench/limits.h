@@ -41,7 +41,8 @@ class Limits {
   // quiet minute that helps one of them helps the limits too.
   void measure_again();
 
-  // A short reading of the bandwidth, which drifts most: what runs just before and after it is compared with it.
+  // A short reading of the bandwidth, which drifts most: what runs just before and after it is compared with it. Each
+  // reads memory that the last ones did not, so that nothing of it is in a cache.
   double read_beside();
 
   const Limit& bandwidth() const { return bandwidth_; }    // bytes
@@ -50,7 +51,8 @@ class Limits {
   Speeds best() const { return {bandwidth_.best(), arithmetic_.best()}; }
 
  private:
-  double read_once(int streams, std::size_t ahead, std::size_t bytes_per_thread) const;
+  // Of each thread's part of the buffer.
+  double read_once(int streams, std::size_t ahead, std::size_t begin, std::size_t bytes) const;
   double multiply_once() const;
 
   ThreadPool& pool_;
@@ -58,6 +60,7 @@ class Limits {
   const cpu::ArithmeticProbe& multiplication_;
   Buffer buffer_;
   std::size_t bytes_per_thread_ = 0;
+  std::size_t beside_at_ = 0;  // where the next read_beside() begins
   int streams_ = 1;
   std::size_t ahead_ = 0;
   Limit bandwidth_;
