@@ -295,6 +295,15 @@ def test_attention_does_not_depend_on_chunks_or_garbage(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_attention_of_few_rows_is_that_of_many(isa: str, dim: int) -> None:
+    for dtype, operand in attention_cases(isa):
+        for group in range(1, 10):  # tiles differ in shape by the number of rows
+            case = AttentionCase(290, 50, group, dim, dtype, seed=group)
+            np.testing.assert_array_equal(case.run(isa, operand, tokens=1), case.run(isa, operand)[-1:])
+
+
+@pytest.mark.parametrize("isa", LEVELS)
 @pytest.mark.parametrize("block_size", [16, 32, 128])
 def test_attention_does_not_depend_on_block_size(isa: str, block_size: int) -> None:
     for dtype, operand in attention_cases(isa):

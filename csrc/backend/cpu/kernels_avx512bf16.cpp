@@ -30,11 +30,13 @@ struct Bf16xBf16 {
 };
 
 // Latency 6 at one a cycle asks for at least 6 sums; 24 of the 32 registers hold sums. With many rows, 6 x 4 needs 10
-// loads for 24 products. With few, the whole height passes over a panel at once, so that it is read only once.
+// loads for 24 products. With few, the whole height passes over a panel at once, so that it is read only once;
+// attention of 7 heads to a kv head then has 28 sums.
 struct DotShape {
   static constexpr int kFewLimit = 36, kFewRows = 12, kFewVecs = 2;
   static constexpr int kManyRows = 6, kManyVecs = 4;
   static constexpr int kAttentionRows = 6, kAttentionVecs = 4;
+  static constexpr int kAttentionFewRows = 8, kAttentionFewSums = 28;
 };
 
 inline void linear(const LinearArgs& args) {
@@ -47,7 +49,7 @@ inline void linear(const LinearArgs& args) {
 
 inline void attend(const AttentionArgs& args) {
   if (args.operand == Operand::kBf16) {
-    Attention<Bf16xBf16, DotShape::kAttentionRows, DotShape::kAttentionVecs>(args).run();
+    Attention<Bf16xBf16, DotShape>(args).run();
   } else {
     attend_f32(args);
   }

@@ -13,6 +13,7 @@ struct PairShape {
   static constexpr int kFewLimit = 1, kFewRows = 1, kFewVecs = 2;
   static constexpr int kManyRows = 2, kManyVecs = 2;
   static constexpr int kAttentionRows = 2, kAttentionVecs = 1;
+  static constexpr int kAttentionFewRows = 2, kAttentionFewSums = 2;
 };
 using SingleShape = PairShape;
 constexpr int kStreamAheadBytes = 0;
