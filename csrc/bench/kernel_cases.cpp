@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <atomic>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
 
+#include "backend/cpu/attention_pieces.h"
 #include "backend/cpu/cache_layout.h"
 #include "backend/cpu/linear_pieces.h"
 #include "backend/cpu/panel_coder.h"
@@ -145,6 +145,28 @@ struct CacheMemory {
   std::shared_ptr<Buffer> rope;
 };
 
+// How the backend shares out a step in which each sequence has so many tokens.
+std::shared_ptr<cpu::AttentionPieces> attention_pieces(std::int64_t sequences, std::int64_t tokens,
+                                                       std::int64_t context_len, std::int64_t heads,
+                                                       const cpu::CacheLayout& layout, int threads) {
+  ProgramOptions options;
+  options.max_sequences = sequences;
+  options.max_blocks = ceil_div(context_len, CacheMemory::kBlock);
+  options.block_size = CacheMemory::kBlock;
+  auto pieces = std::make_shared<cpu::AttentionPieces>(heads, layout, options, threads);
+  const std::vector<std::int32_t> token_ids(static_cast<std::size_t>(sequences * tokens));
+  const std::vector<std::int32_t> context_lens(static_cast<std::size_t>(sequences),
+                                               static_cast<std::int32_t>(context_len));
+  std::vector<std::int32_t> seq_begin;
+  for (std::int64_t i = 0; i <= sequences; ++i) seq_begin.push_back(static_cast<std::int32_t>(i * tokens));
+  StepBatch batch;
+  batch.token_ids = token_ids;
+  batch.seq_begin = seq_begin;
+  batch.context_len = context_lens;
+  pieces->prepare(batch);
+  return pieces;
+}
+
 // The last tokens of each sequence attend to its context.
 KernelCase attention_case(const Shape& shape, const KernelContext& context) {
   const std::int64_t sequences = shape[0], tokens = shape[1], context_len = shape[2], heads = shape[3],
@@ -157,37 +179,42 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
   auto out = random_buffer(sequences * tokens * ld * 4);
   const std::size_t scratch_bytes = round_up(cpu::attention_scratch_bytes(head_dim), std::size_t{4096});
   auto scratch = std::make_shared<Buffer>(scratch_bytes * static_cast<std::size_t>(context.pool.size()));
+  auto pieces = attention_pieces(sequences, tokens, context_len, heads, cache->layout, context.pool.size());
+  auto shares = std::make_shared<cpu::WorkShares>(context.pool.size());
   const std::int64_t group = heads / kv_heads;
-  const std::int64_t blocks = ceil_div(tokens * group, std::int64_t{cpu::kQueryRows});
   const std::int64_t positions = tokens * context_len - tokens * (tokens - 1) / 2;  // pairs of a token and a position
   KernelCase result;
   result.work = work_of(sequences * 2 * kv_heads * head_dim * context_len *
                             static_cast<std::int64_t>(size_bytes(context.activation_dtype)),
                         4 * sequences * heads * head_dim * positions);
   result.call = [=, &context] {
-    std::atomic<std::int64_t> next{0};
+    shares->reset();
     context.pool.run([&](int member) {
-      for (std::int64_t i = next++; i < sequences * kv_heads * blocks; i = next++) {
-        const std::int64_t sequence = i / (kv_heads * blocks);
-        const std::int64_t head = i % kv_heads;
-        const std::int64_t block = blocks - 1 - i / kv_heads % blocks;
-        const std::int64_t offset = sequence * tokens * ld + head * group * head_dim;
-        context.kernels.attend({.cache = cache->head(sequence, head),
-                                .block_table = cache->block_table.data(),
-                                .q = reinterpret_cast<const float*>(q->data()) + offset,
-                                .ldq = ld,
-                                .rope = {reinterpret_cast<const float*>(cache->rope->data()),
-                                         reinterpret_cast<const float*>(cache->rope->data())},
-                                .first_position = context_len - tokens,
-                                .group = group,
-                                .row_begin = block * cpu::kQueryRows,
-                                .row_end = std::min<std::int64_t>((block + 1) * cpu::kQueryRows, tokens * group),
-                                .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
-                                .operand = context.operand,
-                                .out = out->data() + offset * operand_bytes(context),
-                                .ldo = ld,
-                                .scratch = scratch->data() + static_cast<std::size_t>(member) * scratch_bytes});
-      }
+      shares->run(member, pieces->count(), [&](std::int64_t index) {
+        const cpu::AttentionPieces::Piece piece = (*pieces)[index];
+        const auto sequence = static_cast<std::int64_t>(piece.sequence);
+        const std::int64_t offset = sequence * tokens * ld + piece.kv_head * group * head_dim;
+        const cpu::AttentionArgs args{.cache = cache->head(sequence, piece.kv_head),
+                                      .block_table = cache->block_table.data(),
+                                      .q = reinterpret_cast<const float*>(q->data()) + offset,
+                                      .ldq = ld,
+                                      .rope = {reinterpret_cast<const float*>(cache->rope->data()),
+                                               reinterpret_cast<const float*>(cache->rope->data())},
+                                      .first_position = context_len - tokens,
+                                      .group = group,
+                                      .row_begin = piece.row_begin,
+                                      .row_end = piece.row_end,
+                                      .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
+                                      .operand = context.operand,
+                                      .out = out->data() + offset * operand_bytes(context),
+                                      .ldo = ld,
+                                      .scratch = scratch->data() + static_cast<std::size_t>(member) * scratch_bytes,
+                                      .tile = piece.tile,
+                                      .num_tiles = piece.num_tiles,
+                                      .tiles = piece.tiles};
+        context.kernels.attend(args);
+        if (piece.tile >= 0 && pieces->finish_tile(piece)) context.kernels.merge_tiles(args);
+      });
     });
   };
   return result;

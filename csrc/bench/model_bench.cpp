@@ -136,7 +136,8 @@ class ModelBench {
   void run(const Workload& workload);
 
  private:
-  Pass run_once(const Workload& workload);
+  // Compares with `limits`, where there are any, as they are beside the steps.
+  Pass run_once(const Workload& workload, Limits* limits);
   void add_requests(const Workload& workload);
   void finish_phase(Phase& phase);
   void report(const Workload& workload, const std::string& kind, std::vector<Phase> phases, std::uint64_t hash);
@@ -218,13 +219,13 @@ void ModelBench::finish_phase(Phase& phase) {
   phase.ops.push_back({"engine", phase.total_seconds() - phase.program_seconds});
 }
 
-Pass ModelBench::run_once(const Workload& workload) {
+Pass ModelBench::run_once(const Workload& workload, Limits* limits) {
   add_requests(workload);
   program_->take_step_times();
   Pass pass;
   StepOutput output;
   std::unordered_set<RequestId> begun;  // have their first token
-  Beside beside(limits_);
+  Beside beside(limits);
   for (Clock::time_point start = Clock::now(); engine_->step(output); start = Clock::now()) {
     const double seconds = seconds_since(start);
     const bool prefilling = static_cast<std::int64_t>(begun.size()) < workload.batch;
@@ -249,12 +250,12 @@ Pass ModelBench::run_once(const Workload& workload) {
 
 void ModelBench::run(const Workload& workload) {
   program_->start_hash();
-  const std::vector<std::int32_t> expected = run_once(workload).tokens;
+  const std::vector<std::int32_t> expected = run_once(workload, nullptr).tokens;
   const std::uint64_t hash = program_->finish_hash();
   std::vector<Phase> prefills;
   std::vector<Phase> decodes;
   for (int repetition = 0; repetition < options_.repeat; ++repetition) {
-    Pass pass = run_once(workload);
+    Pass pass = run_once(workload, limits_);
     if (pass.tokens != expected) throw BackendError(cat(name_, ": a repetition gave other tokens than the first"));
     prefills.push_back(std::move(pass.prefill));
     decodes.push_back(std::move(pass.decode));

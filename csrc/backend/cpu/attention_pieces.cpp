@@ -10,7 +10,7 @@ AttentionPieces::AttentionPieces(std::int64_t num_heads, const CacheLayout& cach
       num_kv_heads_(cache.num_kv_heads()),
       max_split_items_(std::min(options.max_sequences * num_kv_heads_, kEnoughPerThread * threads - 1)),
       slot_floats_(ceil_div(options.max_blocks * options.block_size, std::int64_t{kTilePositions}) *
-                   attention_tile_floats(group_, round_up(cache.head_dim(), std::int64_t{kLanes}))),
+                   attention_tile_floats(group_, padded_head_dim(cache.head_dim()))),
       tiles_(static_cast<std::size_t>(max_split_items_ * slot_floats_) * sizeof(float)),
       first_piece_(static_cast<std::size_t>(options.max_sequences) + 1),
       num_rows_(static_cast<std::size_t>(options.max_sequences)),

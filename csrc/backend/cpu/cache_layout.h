@@ -58,7 +58,7 @@ class CacheLayout {
  private:
   static constexpr std::int64_t kRunPositions = kRunGroups * kLanes;
 
-  std::int64_t padded_dim() const { return round_up(head_dim_, std::int64_t{kLanes}); }
+  std::int64_t padded_dim() const { return padded_head_dim(head_dim_); }
   std::int64_t key_words() const { return kLanes * head_dim_ / elements_per_step(dtype_); }
   std::int64_t value_words() const { return kLanes * padded_dim() / elements_per_step(dtype_); }
   std::int64_t head_words() const { return kRunGroups * (key_words() + value_words()); }

@@ -92,7 +92,7 @@ struct CacheView {
   std::int64_t run_stride = 0;      // words from one run to the next, for keys and for values
   std::int64_t block_size = 0;
   std::int64_t head_dim = 0;
-  std::int64_t padded_dim = 0;  // head_dim rounded up to 16; the padding is never read into a result
+  std::int64_t padded_dim = 0;  // padded_head_dim(head_dim); the padding is never read into a result
   DType dtype = DType::kF32;    // kBF16 or kF32
 };
 
@@ -139,6 +139,9 @@ struct AttentionArgs {
   std::int64_t num_tiles = 0;
   float* tiles = nullptr;  // [num_tiles][attention_tile_floats()], 64-byte aligned
 };
+
+// Values of a head are kept in whole lane groups.
+constexpr std::int64_t padded_head_dim(std::int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
 std::size_t attention_scratch_bytes(std::int64_t head_dim);
 

@@ -31,8 +31,8 @@ std::int64_t num_query_heads(const ModelGraph& graph) {
 }
 
 std::size_t attention_scratch_bytes(std::int64_t head_dim) {
-  const std::int64_t padded = round_up(head_dim, std::int64_t{kLanes});
-  return static_cast<std::size_t>(attention_tile_floats(kQueryRows, padded) + kQueryRows * head_dim) * sizeof(float);
+  const std::int64_t floats = attention_tile_floats(kQueryRows, padded_head_dim(head_dim)) + kQueryRows * head_dim;
+  return static_cast<std::size_t>(floats) * sizeof(float);
 }
 
 CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options,
