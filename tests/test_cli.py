@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llm_boost import Model, __version__
-from llm_boost.cli import _COMMANDS, main
+from llm_boost.cli import _module, main
 from llm_boost.model import Message
 
 
@@ -87,7 +87,7 @@ def test_options_may_stand_anywhere(
     monkeypatch.chdir(tmp_path)
     Path("FALSE").touch()  # a value all the same
     parsed: list[Namespace] = []
-    monkeypatch.setattr(_COMMANDS[command], "main", lambda arguments: parsed.append(arguments) or 0)
+    monkeypatch.setattr(_module(command), "main", lambda arguments: parsed.append(arguments) or 0)
     assert main([*command.split(), *line.split()]) == 0
     assert expected.items() <= vars(parsed[0]).items()
 

@@ -6,27 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from llm_boost import __version__
 from llm_boost._suggest import unknown_name
-from llm_boost.cli import batch, bench, bench_serve, convert, doctor, info, predict, pull, run, serve
 from llm_boost.cli.options import BOOLEANS, EXIT_INTERRUPTED
 from llm_boost.errors import InternalError, LlmBoostError
 
-# One module a subcommand: SUMMARY, add_arguments(parser) and main(arguments) -> exit code.
-_COMMANDS = {
-    "pull": pull,
-    "convert": convert,
-    "run": run,
-    "predict": predict,
-    "serve": serve,
-    "batch": batch,
-    "bench": bench,
-    "bench serve": bench_serve,
-    "info": info,
-    "doctor": doctor,
-}
+_COMMANDS = ("pull", "convert", "run", "predict", "serve", "batch", "bench", "bench serve", "info", "doctor")
 
 _EXIT_BAD_INPUT = 2
 
@@ -46,6 +35,11 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(_EXIT_BAD_INPUT)
 
 
+def _module(command: str) -> ModuleType:
+    """A command's SUMMARY, add_arguments(parser) and main(arguments) -> exit code, imported when it is asked for."""
+    return import_module(f"llm_boost.cli.{command.replace(' ', '_')}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 (a bug), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -59,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _EXIT_BAD_INPUT
     arguments = _parse(command, words)
     try:
-        code: int = _COMMANDS[command].main(arguments)
+        code: int = _module(command).main(arguments)
         return code
     except InternalError as error:
         print(f"llm-boost: {error}", file=sys.stderr)
@@ -84,14 +78,14 @@ def _overview() -> argparse.ArgumentParser:
     parser = _Parser(prog="llm-boost", description="LLM inference on Ascend NPUs and CPUs.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"llm_boost {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in _COMMANDS.items():
-        commands.add_parser(name, help=module.SUMMARY)
+    for name in _COMMANDS:
+        commands.add_parser(name, help=_module(name).SUMMARY)
     return parser
 
 
 def _parse(command: str, words: Sequence[str]) -> argparse.Namespace:
     """Parses the words behind a command, among which options may stand anywhere."""
-    module = _COMMANDS[command]
+    module = _module(command)
     parser = _Parser(prog=f"llm-boost {command}", description=module.SUMMARY, allow_abbrev=False)
     module.add_arguments(parser)
     # Without intermixing, an optional argument counts as absent as soon as an option stands before it. With it, some
