@@ -61,6 +61,14 @@ def test_a_model_gives_a_complete_report() -> None:
     assert [r["samples"] for r in report["results"]] == [2, 10, 2, 6]
 
 
+def test_steps_of_part_of_a_batch_are_in_no_breakdown() -> None:
+    """Sequences that begin one after another end so too: two of the steps behind the last prompt have all three."""
+    report = run_json("tiny", "--workloads", "32x5x3", "--max-num-batched-tokens", "40")
+    decode = report["results"][1]
+    assert decode["samples"] == 2 * 2
+    assert 0.5 < sum(op["share"] for op in decode["ops"]) < 1.01
+
+
 def test_bytes_and_flops_are_those_of_the_model() -> None:
     """The preset "tiny" by hand: E 64, F 96, H 4, K 2, D 16, V 1000, tied; 2 layers of bf16."""
     report = run_json("tiny", "--workloads", "16x2x1")

@@ -77,9 +77,7 @@ class ObservedProgram final : public Program {
 struct Phase {
   std::vector<double> seconds;  // of each step
   std::vector<Work> work;
-  double program_seconds = 0;  // the part of all steps that was spent in the program
-  std::vector<OpTime> ops;     // of all steps
-
+  std::vector<OpTime> ops;        // of all steps
   std::vector<double> fractions;  // of the limit beside them, of stretches of steps
 
   double total_seconds() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
@@ -95,6 +93,11 @@ struct Pass {
   Phase decode;  // of the steps in which all sequences get a token
   std::vector<std::int32_t> tokens;
 };
+
+void add_op_times(const std::vector<OpTime>& times, std::vector<OpTime>& sums) {
+  if (sums.empty()) sums.resize(times.size());
+  for (std::size_t i = 0; i < times.size(); ++i) sums[i] = {times[i].name, sums[i].seconds + times[i].seconds};
+}
 
 // Compares stretches of steps with the machine as it is just before and after them.
 class Beside {
@@ -139,7 +142,7 @@ class ModelBench {
   // Compares with `limits`, where there are any, as they are beside the steps.
   Pass run_once(const Workload& workload, Limits* limits);
   void add_requests(const Workload& workload);
-  void finish_phase(Phase& phase);
+  std::vector<OpTime> take_op_times(double step_seconds);
   void report(const Workload& workload, const std::string& kind, std::vector<Phase> phases, std::uint64_t hash);
 
   const std::string name_;
@@ -210,18 +213,19 @@ void ModelBench::add_requests(const Workload& workload) {
   }
 }
 
-// Takes the program's times of the steps of `phase`; what it did not take is the engine's: scheduling, assembling the
-// step, sampling.
-void ModelBench::finish_phase(Phase& phase) {
-  for (const Program::StepTime& time : program_->take_step_times()) {
-    if (time.seconds > 0) phase.ops.push_back({time.name, time.seconds});
+// Of the last step, which took so long. What the program did not take is the engine's: scheduling, assembling the step,
+// sampling.
+std::vector<OpTime> ModelBench::take_op_times(double step_seconds) {
+  std::vector<OpTime> ops;
+  if (options_.time_ops) {
+    for (const Program::StepTime& time : program_->take_step_times()) ops.push_back({time.name, time.seconds});
   }
-  phase.ops.push_back({"engine", phase.total_seconds() - phase.program_seconds});
+  ops.push_back({"engine", step_seconds - program_->seconds()});
+  return ops;
 }
 
 Pass ModelBench::run_once(const Workload& workload, Limits* limits) {
   add_requests(workload);
-  program_->take_step_times();
   Pass pass;
   StepOutput output;
   std::unordered_set<RequestId> begun;  // have their first token
@@ -230,21 +234,19 @@ Pass ModelBench::run_once(const Workload& workload, Limits* limits) {
     const double seconds = seconds_since(start);
     const bool prefilling = static_cast<std::int64_t>(begun.size()) < workload.batch;
     Phase& phase = prefilling ? pass.prefill : pass.decode;
+    const std::vector<OpTime> ops = take_op_times(seconds);
     if (prefilling || program_->num_tokens() == workload.batch) {
       phase.seconds.push_back(seconds);
       phase.work.push_back(program_->work());
-      phase.program_seconds += program_->seconds();
+      add_op_times(ops, phase.ops);
       beside.add(program_->work(), seconds, phase.fractions);
     }
     for (const TokenEvent& event : output.events) pass.tokens.push_back(event.token);
     if (!prefilling) continue;
     for (const TokenEvent& event : output.events) begun.insert(event.request);
-    if (static_cast<std::int64_t>(begun.size()) < workload.batch) continue;
-    beside.finish(pass.prefill.fractions);
-    finish_phase(pass.prefill);
+    if (static_cast<std::int64_t>(begun.size()) == workload.batch) beside.finish(pass.prefill.fractions);
   }
   beside.finish(pass.decode.fractions);
-  finish_phase(pass.decode);
   return pass;
 }
 
@@ -287,10 +289,7 @@ void ModelBench::report(const Workload& workload, const std::string& kind, std::
     } else {
       result.seconds.insert(result.seconds.end(), phase.seconds.begin(), phase.seconds.end());
     }
-    for (std::size_t i = 0; i < phase.ops.size(); ++i) {
-      if (i == result.ops.size()) result.ops.push_back({phase.ops[i].name, 0});
-      result.ops[i].seconds += phase.ops[i].seconds;
-    }
+    add_op_times(phase.ops, result.ops);
   }
   const auto samples = static_cast<double>(result.seconds.size());
   result.work = {result.work.bytes / samples, result.work.flops / samples};
