@@ -121,7 +121,7 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
 struct CacheMemory {
   CacheMemory(std::int64_t sequences, std::int64_t context_len, std::int64_t kv_heads, std::int64_t head_size,
               DType dtype)
-      : layout(kv_heads, head_size, dtype), head_dim(head_size), sequence_words(layout.words(context_len)) {
+      : layout(1, kv_heads, head_size, dtype), head_dim(head_size), sequence_words(layout.words(context_len)) {
     memory = random_buffer(sequences * sequence_words * 4);
     rope = random_buffer(context_len * head_dim * 4);
     block_table.resize(static_cast<std::size_t>(ceil_div(context_len, kBlock)));
@@ -129,7 +129,8 @@ struct CacheMemory {
   }
 
   cpu::CacheView head(std::int64_t sequence, std::int64_t kv_head) const {
-    return layout.view(reinterpret_cast<std::uint32_t*>(memory->data()) + sequence * sequence_words, kv_head, kBlock);
+    return layout.view(reinterpret_cast<std::uint32_t*>(memory->data()) + sequence * sequence_words, 0, kv_head,
+                       kBlock);
   }
   cpu::RopeRow rope_at(std::int64_t position) const {
     const auto* row = reinterpret_cast<const float*>(rope->data()) + position * head_dim;
@@ -188,30 +189,36 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
                             static_cast<std::int64_t>(size_bytes(context.activation_dtype)),
                         4 * sequences * heads * head_dim * positions);
   result.call = [=, &context] {
+    const auto context_of = [&](const cpu::AttentionPieces::Piece& piece) {
+      return cpu::HeadContext{.cache = cache->head(static_cast<std::int64_t>(piece.sequence), piece.kv_head),
+                              .block_table = cache->block_table.data(),
+                              .length = context_len};
+    };
     shares->reset();
     context.pool.run([&](int member) {
       shares->run(member, pieces->count(), [&](std::int64_t index) {
         const cpu::AttentionPieces::Piece piece = (*pieces)[index];
-        const auto sequence = static_cast<std::int64_t>(piece.sequence);
-        const std::int64_t offset = sequence * tokens * ld + piece.kv_head * group * head_dim;
-        const cpu::AttentionArgs args{.cache = cache->head(sequence, piece.kv_head),
-                                      .block_table = cache->block_table.data(),
-                                      .q = reinterpret_cast<const float*>(q->data()) + offset,
-                                      .ldq = ld,
-                                      .rope = {reinterpret_cast<const float*>(cache->rope->data()),
-                                               reinterpret_cast<const float*>(cache->rope->data())},
-                                      .first_position = context_len - tokens,
-                                      .group = group,
-                                      .row_begin = piece.row_begin,
-                                      .row_end = piece.row_end,
-                                      .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
-                                      .operand = context.operand,
-                                      .out = out->data() + offset * operand_bytes(context),
-                                      .ldo = ld,
-                                      .scratch = scratch->data() + static_cast<std::size_t>(member) * scratch_bytes,
-                                      .tile = piece.tile,
-                                      .num_tiles = piece.num_tiles,
-                                      .tiles = piece.tiles};
+        const std::int64_t offset =
+            static_cast<std::int64_t>(piece.sequence) * tokens * ld + piece.kv_head * group * head_dim;
+        const cpu::AttentionArgs args{
+            .context = context_of(piece),
+            .next = index + 1 < pieces->count() ? context_of((*pieces)[index + 1]) : cpu::HeadContext{},
+            .q = reinterpret_cast<const float*>(q->data()) + offset,
+            .ldq = ld,
+            .rope = {reinterpret_cast<const float*>(cache->rope->data()),
+                     reinterpret_cast<const float*>(cache->rope->data())},
+            .first_position = context_len - tokens,
+            .group = group,
+            .row_begin = piece.row_begin,
+            .row_end = piece.row_end,
+            .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
+            .operand = context.operand,
+            .out = out->data() + offset * operand_bytes(context),
+            .ldo = ld,
+            .scratch = scratch->data() + static_cast<std::size_t>(member) * scratch_bytes,
+            .tile = piece.tile,
+            .num_tiles = piece.num_tiles,
+            .tiles = piece.tiles};
         context.kernels.attend(args);
         if (piece.tile >= 0 && pieces->finish_tile(piece)) context.kernels.merge_tiles(args);
       });

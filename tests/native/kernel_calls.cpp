@@ -198,11 +198,11 @@ Array attention(const Kernels& kernels, const AttentionCall& call) {
   const std::int64_t group = call.q.shape[1];
   const std::int64_t dim = call.q.shape[2];
   const std::int64_t context = call.keys.shape[0];
-  // The head in the middle of three: what the others' memory holds must not matter.
-  const CacheLayout layout(3, dim, parse_dtype(call.dtype, "dtype"));
+  // The head in the middle of three, in the middle layer: what the others' memory holds must not matter.
+  const CacheLayout layout(3, 3, dim, parse_dtype(call.dtype, "dtype"));
   const std::int64_t words = layout.words(call.num_blocks * call.block_size);
   Aligned memory(words * 4);
-  const CacheView cache = layout.view(memory.as<std::uint32_t>(), 1, call.block_size);
+  const CacheView cache = layout.view(memory.as<std::uint32_t>(), 1, 1, call.block_size);
   for (std::int64_t i = 0; i < words * elements_per_step(cache.dtype); ++i)
     store_element(cache.dtype, memory.as<std::byte>(), i, call.garbage);
   for (const std::int64_t position : call.write_order) {
@@ -216,8 +216,8 @@ Array attention(const Kernels& kernels, const AttentionCall& call) {
   }
   Aligned scratch(static_cast<std::int64_t>(attention_scratch_bytes(dim)));
   const auto args_for = [&](std::int64_t row, Aligned& out) {
-    return AttentionArgs{.cache = cache,
-                         .block_table = call.block_table.data(),
+    return AttentionArgs{.context = {cache, call.block_table.data(), context},
+                         .next = {},
                          .q = call.q.data.data(),
                          .ldq = group * dim,
                          .rope = {call.cos.data.data(), call.sin.data.data()},

@@ -16,7 +16,7 @@ CpuBackend::CpuBackend(ThreadPool& pool) : pool_(pool), kernels_(select_kernels(
 }
 
 std::int64_t CpuBackend::block_bytes(const ModelGraph& graph, std::int64_t block_size, DType activation_dtype) const {
-  return graph.num_layers * block_size * cache_layout(graph, activation_dtype).bytes_per_position();
+  return block_size * cache_layout(graph, activation_dtype).bytes_per_position();
 }
 
 // At most a quarter of the memory that is free, and no more than thousands of tokens of a 7B model take: a laptop keeps

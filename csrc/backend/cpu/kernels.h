@@ -101,6 +101,13 @@ constexpr std::int64_t group_offset(const CacheView& cache, std::int64_t group, 
   return group / kRunGroups * cache.run_stride + group % kRunGroups * group_words;
 }
 
+// What one sequence has in a CacheView.
+struct HeadContext {
+  CacheView cache;
+  const std::int32_t* block_table = nullptr;
+  std::int64_t length = 0;  // positions
+};
+
 struct RopeRow {
   const float* cos = nullptr;  // [head_dim / 2]
   const float* sin = nullptr;
@@ -119,8 +126,8 @@ struct CacheWriteArgs {
 // Attention of rows [row_begin, row_end) of one sequence and kv head over its context. Row r is query head r % group of
 // token r / group; token i has position first_position + i. At most kQueryRows rows.
 struct AttentionArgs {
-  CacheView cache;
-  const std::int32_t* block_table = nullptr;
+  HeadContext context;
+  HeadContext next;          // what the thread will probably read behind this one, or of length 0
   const float* q = nullptr;  // first query head of the group, first token of the sequence; not rotated
   std::int64_t ldq = 0;
   RopeRow rope;  // of position 0; rows of head_dim / 2

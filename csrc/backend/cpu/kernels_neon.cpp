@@ -15,15 +15,13 @@ namespace {
 struct PairShape {
   static constexpr int kFewLimit = 2, kFewRows = 2, kFewVecs = 2;
   static constexpr int kManyRows = 4, kManyVecs = 1;
-  static constexpr int kAttentionRows = 4, kAttentionVecs = 1;
-  static constexpr int kAttentionFewRows = 4, kAttentionFewSums = 4;
+  static constexpr int kAttentionRows = 4, kAttentionVecs = 1, kAttentionFewRows = 0;
 };
 // 6 x 4 sums, 4 weights, 1 activation.
 struct SingleShape {
   static constexpr int kFewLimit = 2, kFewRows = 2, kFewVecs = 2;
   static constexpr int kManyRows = 6, kManyVecs = 1;
-  static constexpr int kAttentionRows = 6, kAttentionVecs = 1;
-  static constexpr int kAttentionFewRows = 6, kAttentionFewSums = 6;
+  static constexpr int kAttentionRows = 6, kAttentionVecs = 1, kAttentionFewRows = 0;
 };
 constexpr int kStreamAheadBytes = 4096;
 

@@ -12,8 +12,7 @@ namespace {
 struct PairShape {
   static constexpr int kFewLimit = 1, kFewRows = 1, kFewVecs = 2;
   static constexpr int kManyRows = 2, kManyVecs = 2;
-  static constexpr int kAttentionRows = 2, kAttentionVecs = 1;
-  static constexpr int kAttentionFewRows = 2, kAttentionFewSums = 2;
+  static constexpr int kAttentionRows = 2, kAttentionVecs = 1, kAttentionFewRows = 0;
 };
 using SingleShape = PairShape;
 constexpr int kStreamAheadBytes = 0;

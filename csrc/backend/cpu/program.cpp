@@ -18,7 +18,7 @@ CacheLayout cache_layout(const ModelGraph& graph, DType dtype) {
   for (const Value& value : graph.layer.values) {
     if (value.role != Role::kCache) continue;
     LB_CHECK(value.dims[1] > 0 && value.dims[1] <= kMaxHeadDim, value.dims[1]);
-    return {value.dims[0], value.dims[1], dtype};
+    return {graph.num_layers, value.dims[0], value.dims[1], dtype};
   }
   throw InternalError("a layer without a cache");
 }
@@ -64,8 +64,8 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   head_.graph = lower(graph.head, operand_, limits);
   pack(graph, weights, options);
 
-  layer_cache_words_ = cache_layout_.words(options.num_blocks * options.block_size);
-  cache_ = Buffer(static_cast<std::size_t>(graph.num_layers * layer_cache_words_) * sizeof(std::uint32_t));
+  cache_ = Buffer(static_cast<std::size_t>(cache_layout_.words(options.num_blocks * options.block_size)) *
+                  sizeof(std::uint32_t));
   arena_ = Buffer(static_cast<std::size_t>(
       std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
   scratch_stride_ = round_up(attention_scratch_bytes(cache_layout_.head_dim()), std::size_t{4096});
@@ -97,20 +97,14 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
 }
 
 CacheView CpuProgram::cache_view(std::int64_t layer, std::int64_t kv_head) const {
-  return cache_layout_.view(layer_cache(layer), kv_head, options_.block_size);
+  return cache_layout_.view(cache_words(), layer, kv_head, options_.block_size);
 }
 
-std::uint32_t* CpuProgram::layer_cache(std::int64_t layer) const {
-  return reinterpret_cast<std::uint32_t*>(cache_.data()) + layer * layer_cache_words_;
-}
+std::uint32_t* CpuProgram::cache_words() const { return reinterpret_cast<std::uint32_t*>(cache_.data()); }
 
 void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
-  for (const BlockCopy& copy : copies) {
-    for (std::size_t layer = 0; layer < layers_.first_weight.size(); ++layer) {
-      cache_layout_.copy_block(layer_cache(static_cast<std::int64_t>(layer)), copy.source, copy.target,
-                               options_.block_size);
-    }
-  }
+  for (const BlockCopy& copy : copies)
+    cache_layout_.copy_block(cache_words(), copy.source, copy.target, options_.block_size);
 }
 
 void CpuProgram::prepare(const StepBatch& batch) {

@@ -41,7 +41,7 @@ class CpuProgram final : public Program {
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
   void prepare(const StepBatch& batch);
   void run_stage(const Stage& stage, int& step_index, int member);
-  std::uint32_t* layer_cache(std::int64_t layer) const;
+  std::uint32_t* cache_words() const;
   CacheView cache_view(std::int64_t layer, std::int64_t kv_head) const;
 
   const Kernels& kernels_;
@@ -55,7 +55,6 @@ class CpuProgram final : public Program {
   std::unique_ptr<PackedWeights> packed_;
 
   const CacheLayout cache_layout_;
-  std::int64_t layer_cache_words_ = 0;
   mutable Buffer cache_;
   Buffer arena_;
   std::size_t scratch_stride_ = 0;
@@ -69,7 +68,7 @@ class CpuProgram final : public Program {
   std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
-// The cache of one layer of a model.
+// The cache of a model.
 CacheLayout cache_layout(const ModelGraph& graph, DType dtype);
 std::int64_t num_query_heads(const ModelGraph& graph);
 

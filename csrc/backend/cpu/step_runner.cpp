@@ -32,6 +32,14 @@ RopeRow StepRunner::rope_at(std::int64_t position) const {
   return {program_.rope_.cos.data() + offset, program_.rope_.sin.data() + offset};
 }
 
+HeadContext StepRunner::context_of(const AttentionPieces::Piece& piece) const {
+  const StepBatch& batch = *program_.batch_;
+  return {
+      .cache = program_.cache_view(layer_, piece.kv_head),
+      .block_table = batch.block_table.data() + piece.sequence * static_cast<std::size_t>(program_.options_.max_blocks),
+      .length = batch.context_len[piece.sequence]};
+}
+
 void StepRunner::operator()(const EmbedStep& step) const {
   auto* out = reinterpret_cast<float*>(at(step.out));
   const std::int64_t ld = spec(step.out).ld;
@@ -116,25 +124,24 @@ void StepRunner::operator()(const AttentionStep& step) const {
     const std::int64_t first_token = batch.seq_begin[s];
     const std::int64_t group = step.num_heads / step.num_kv_heads;
     const std::int64_t column = piece.kv_head * group * step.head_dim;
-    const AttentionArgs args{
-        .cache = program_.cache_view(layer_, piece.kv_head),
-        .block_table = batch.block_table.data() + s * static_cast<std::size_t>(program_.options_.max_blocks),
-        .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
-        .ldq = spec(step.q).ld,
-        .rope = rope_at(0),
-        .first_position = batch.context_len[s] - (batch.seq_begin[s + 1] - first_token),
-        .group = group,
-        .row_begin = piece.row_begin,
-        .row_end = piece.row_end,
-        .scale = step.scale,
-        .operand = program_.operand_,
-        .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
-        .ldo = out.ld,
-        .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
-                   static_cast<std::size_t>(member_) * program_.scratch_stride_,
-        .tile = piece.tile,
-        .num_tiles = piece.num_tiles,
-        .tiles = piece.tiles};
+    const AttentionArgs args{.context = context_of(piece),
+                             .next = index + 1 < pieces.count() ? context_of(pieces[index + 1]) : HeadContext{},
+                             .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
+                             .ldq = spec(step.q).ld,
+                             .rope = rope_at(0),
+                             .first_position = batch.context_len[s] - (batch.seq_begin[s + 1] - first_token),
+                             .group = group,
+                             .row_begin = piece.row_begin,
+                             .row_end = piece.row_end,
+                             .scale = step.scale,
+                             .operand = program_.operand_,
+                             .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
+                             .ldo = out.ld,
+                             .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
+                                        static_cast<std::size_t>(member_) * program_.scratch_stride_,
+                             .tile = piece.tile,
+                             .num_tiles = piece.num_tiles,
+                             .tiles = piece.tiles};
     program_.kernels_.attend(args);
     if (piece.tile >= 0 && pieces.finish_tile(piece)) program_.kernels_.merge_tiles(args);
   });

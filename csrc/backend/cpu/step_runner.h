@@ -38,6 +38,7 @@ class StepRunner {
   const BufferSpec& spec(View view) const { return graph_.buffers[static_cast<std::size_t>(view.buffer)]; }
   std::int64_t num_rows(Rows rows) const;
   RopeRow rope_at(std::int64_t position) const;
+  HeadContext context_of(const AttentionPieces::Piece& piece) const;
 
   const CpuProgram& program_;
   const LoweredGraph& graph_;
