@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,39 @@ def test_loading_takes_at_most_15_percent_more_than_the_packed_weights(tmp_path:
         subprocess.run([sys.executable, "-c", LOAD, str(directory)], capture_output=True, text=True, check=True).stdout
     )
     assert 0.9 < ratio < 1.15
+
+
+USE = """
+import json
+import sys
+from llm_boost import Model, SamplingParams
+
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon:"))
+
+before = anonymous()
+model = Model.from_pretrained(
+    sys.argv[1], num_blocks=256, max_model_len=4096, max_num_seqs=1, use_tqdm=False, num_threads=4
+)
+info = model.info()
+loaded = anonymous()
+model.generate(list(range(256)), SamplingParams(max_tokens=1, temperature=0))
+cache = info.cache_bytes * 256 // (info.num_blocks * info.block_size)
+print(json.dumps([loaded - before - info.weight_bytes, anonymous() - loaded - cache]))
+"""
+
+
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer's own memory counts too")
+def test_what_is_not_used_yet_takes_no_memory(tmp_path: Path) -> None:
+    """4 samplers have room for 100,000 tokens, 3.6 MB each, and 24 layers for 4,096 positions, 2.1 MB each."""
+    spec = TinySpec(hidden=128, heads=4, kv_heads=4, ffn=128, layers=24, vocab=100_000, max_position=4096)
+    directory = write_tiny_model(tmp_path / "wide", spec)
+    command = [sys.executable, "-c", USE, str(directory)]
+    beside_weights, beside_cache = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    assert beside_weights < 4e6
+    assert beside_cache < 12e6
 
 
 def test_decoding_allocates_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 namespace lb {
 
@@ -25,6 +26,28 @@ class Buffer {
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+// An array of zeros in a Buffer: what is never written costs nothing.
+template <class T>
+class LazyArray {
+  static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
+
+ public:
+  explicit LazyArray(std::size_t size) : buffer_(size * sizeof(T)), size_(size) {}
+
+  T* data() { return reinterpret_cast<T*>(buffer_.data()); }
+  std::size_t size() const { return size_; }
+  T* begin() { return data(); }
+  T* end() { return data() + size_; }
+  T& operator[](std::size_t i) { return data()[i]; }
+
+ private:
+  Buffer buffer_;
+  std::size_t size_;
+};
+
+// Gives back to the system what the C library keeps of freed memory, where it can be asked to.
+void return_free_memory();
 
 template <class T>
 constexpr T round_up(T value, T multiple) {

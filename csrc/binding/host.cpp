@@ -8,6 +8,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/isa.h"
 #include "base/host.h"
+#include "base/memory.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -24,6 +25,8 @@ void bind_host(py::module_& m) {
                         "total_bytes"_a = report.total_bytes, "problem"_a = report.problem);
       },
       "What is known of the NPUs of this machine; never raises.");
+  m.def("return_free_memory", &lb::return_free_memory, py::call_guard<py::gil_scoped_release>(),
+        "Gives back to the system what the C library keeps of freed memory.");
   m.def(
       "usable_threads", [] { return lb::usable_threads(); }, "Threads that the affinity mask and the CPU quota allow.");
   m.def(

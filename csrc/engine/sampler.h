@@ -6,13 +6,14 @@
 #include <vector>
 
 #include "backend/cpu/kernels.h"
+#include "base/memory.h"
 #include "engine/request.h"
 #include "engine/sequence.h"
 
 namespace lb {
 
-// Scratch memory for one thread; choosing does not allocate. The result depends only on the logits, the sequence's
-// tokens, its parameters and seed: not on other sequences, threads or preemption.
+// Scratch memory for one thread, committed when it is first needed; choosing does not allocate. The result depends only
+// on the logits, the sequence's tokens, its parameters and seed: not on other sequences, threads or preemption.
 class Sampler {
  public:
   Sampler(const cpu::Kernels& kernels, std::int64_t vocab_size, std::span<const std::int32_t> eos_token_ids);
@@ -56,14 +57,14 @@ class Sampler {
 
   const cpu::Kernels& kernels_;
   const std::vector<std::int32_t> eos_token_ids_;
-  std::vector<float> processed_;       // [V]
-  std::vector<std::int32_t> indices_;  // [V]
-  std::vector<float> values_;          // [V] logits that top_k leaves
-  std::vector<std::int32_t> tokens_;   // [V] and whose they are
-  std::vector<float> weights_;         // [V]
-  std::vector<Candidate> candidates_;  // [V]
-  std::vector<float> maxima_;          // of runs of logits
-  std::vector<std::int32_t> counts_;   // [V] zero between calls
+  LazyArray<float> processed_;       // [V]
+  LazyArray<std::int32_t> indices_;  // [V]
+  LazyArray<float> values_;          // [V] logits that top_k leaves
+  LazyArray<std::int32_t> tokens_;   // [V] and whose they are
+  LazyArray<float> weights_;         // [V]
+  LazyArray<Candidate> candidates_;  // [V]
+  std::vector<float> maxima_;        // of runs of logits
+  LazyArray<std::int32_t> counts_;   // [V] zero between calls
 };
 
 }  // namespace lb

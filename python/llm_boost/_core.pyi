@@ -177,6 +177,9 @@ def default_backend() -> str:
 def device_report() -> dict[str, Any]:
     """What is known of the NPUs of this machine; never raises."""
 
+def return_free_memory() -> None:
+    """Gives back to the system what the C library keeps of freed memory."""
+
 def usable_threads() -> int:
     """Threads that the affinity mask and the CPU quota allow."""
 

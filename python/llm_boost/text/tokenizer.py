@@ -243,9 +243,7 @@ class _Files:
 
 def _load_tokenizer_json(files: _Files, config: TokenizerConfig, roles: Mapping[str, str]) -> Codec:
     path = files.vocab
-    model = read_json_object(path).get("model")
-    if marks := [key for key in _WORD_PART_MARKS if isinstance(model, dict) and model.get(key)]:
-        raise TokenizerError(f"{path}: its model has a '{marks[0]}', which is not supported")
+    _refuse_word_part_marks(path)
     backend = _build(lambda: Backend.from_file(str(path)), str(path))
     _add_tokens(backend, config.added_tokens, path)
     return TokenizersCodec(backend, {*roles.values(), *config.extra_special_tokens}, str(path))
@@ -315,6 +313,12 @@ def _build(make: Callable[[], Backend], where: str) -> Backend:
         raise
     except BaseException as error:
         raise TokenizerError(f"{where}: not a tokenizer: {error}") from error
+
+
+def _refuse_word_part_marks(path: Path) -> None:
+    model = read_json_object(path).get("model")
+    if marks := [key for key in _WORD_PART_MARKS if isinstance(model, dict) and model.get(key)]:
+        raise TokenizerError(f"{path}: its model has a '{marks[0]}', which is not supported")
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
