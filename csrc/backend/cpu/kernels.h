@@ -64,7 +64,8 @@ struct LinearArgs {
   std::int64_t out_columns = 0;  // of `out`: columns from there on are not written
   std::int64_t panel_begin = 0;
   std::int64_t panel_end = 0;
-  const float* bias = nullptr;  // [32 * panels] or null
+  const std::byte* next = nullptr;  // weights that are probably read after these; null: the panel behind
+  const float* bias = nullptr;      // [32 * panels] or null
   Epilogue epilogue = Epilogue::kStore;
   void* out = nullptr;  // [rows, ldo]
   std::int64_t ldo = 0;

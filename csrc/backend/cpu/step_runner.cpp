@@ -17,6 +17,19 @@ const PackedWeight& StepRunner::weight(int index) const {
   return program_.packed_->weights()[first_weight_ + static_cast<std::size_t>(index)];
 }
 
+// Where this thread's range begins in the matrix that is used after this one, or null behind the last. Weights lie in
+// the order of their use.
+const std::byte* StepRunner::first_read_of_next(const PackedWeight& matrix, std::int64_t rows) const {
+  const std::vector<PackedWeight>& all = program_.packed_->weights();
+  const auto next = std::find_if(all.begin() + (&matrix - all.data()) + 1, all.end(),
+                                 [](const PackedWeight& weight) { return weight.packing != Packing::kVector; });
+  if (next == all.end()) return nullptr;
+  const LinearPieces pieces(rows, num_panels(*next), program_.pool_.size());
+  LinearArgs args;
+  pieces.select(member_ * pieces.count() / program_.pool_.size(), args);
+  return next->data + args.panel_begin * panel_bytes(next->dtype, next->coded, next->columns);
+}
+
 std::byte* StepRunner::at(View view) const {
   const BufferSpec& buffer = spec(view);
   return const_cast<std::byte*>(program_.arena_.data()) + buffer.offset + view.column * buffer.element_bytes;
@@ -82,6 +95,8 @@ void StepRunner::operator()(const LinearStep& step) const {
                   .out = at(step.out),
                   .ldo = spec(step.out).ld};
   const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
+  const std::int64_t last_piece = shares_.end_of_range(member_, pieces.count()) - 1;
+  const std::byte* next = first_read_of_next(matrix, args.rows);
   const auto* x = at(step.x);
   auto* out = at(step.out);
   shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
@@ -89,6 +104,7 @@ void StepRunner::operator()(const LinearStep& step) const {
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
     pieces.select(piece, args);
+    args.next = piece == last_piece ? next : nullptr;
     program_.kernels_.linear(args);
   });
 }

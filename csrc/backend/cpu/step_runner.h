@@ -34,6 +34,7 @@ class StepRunner {
   void share(std::int64_t count, std::int64_t chunk, F&& f) const;
 
   const PackedWeight& weight(int index) const;
+  const std::byte* first_read_of_next(const PackedWeight& matrix, std::int64_t rows) const;
   std::byte* at(View view) const;
   const BufferSpec& spec(View view) const { return graph_.buffers[static_cast<std::size_t>(view.buffer)]; }
   std::int64_t num_rows(Rows rows) const;

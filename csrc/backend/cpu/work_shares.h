@@ -22,6 +22,11 @@ class WorkShares {
     done_.store(0, std::memory_order_relaxed);
   }
 
+  // One past the last piece of a member's own range.
+  std::int64_t end_of_range(int member, std::int64_t count) const {
+    return (member + 1) * count / static_cast<std::int64_t>(taken_.size());
+  }
+
   // Calls f(piece), over all members once for every piece in [0, count); returns when all are finished, by whichever
   // members. Every member must call it, with the same count.
   template <class F>
@@ -31,7 +36,7 @@ class WorkShares {
     for (std::int64_t i = 0; i < members; ++i) {
       const std::int64_t owner = (member + i) % members;
       const std::int64_t begin = owner * count / members;
-      const std::int64_t end = (owner + 1) * count / members;
+      const std::int64_t end = end_of_range(static_cast<int>(owner), count);
       std::atomic<std::uint64_t>& counts = taken_[static_cast<std::size_t>(owner)].counts;
       for (;; ++mine) {
         // Pieces taken from the front in the low half, from the back in the high half: together they tell whether any
