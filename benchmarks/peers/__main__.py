@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,7 +42,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quietly", default="", metavar="COMMAND", help="runs around each turn, to keep others away")
     parser.add_argument("--no-limits", action="store_true", help="leave out ours against the machine's limits")
     parser.add_argument("--setup-only", action="store_true")
-    parser.add_argument("--tables-of", metavar="COMMIT", help="measure nothing: write what was measured there before")
+    parser.add_argument(
+        "--tables-of",
+        nargs="+",
+        metavar="COMMIT",
+        help="measure nothing: write what was measured there before, of each pair at the first of them that has it",
+    )
     return parser.parse_args()
 
 
@@ -79,11 +85,12 @@ def _measure_limits(arguments: argparse.Namespace, store: Store, pair: Pair, spe
     measure_limits(store, pair, preset, directory, log, arguments.rounds, arguments.quietly)
 
 
-def _header(arguments: argparse.Namespace, commit: str) -> str:
+def _header(arguments: argparse.Namespace, commits: Sequence[str]) -> str:
     cpu = next(
         (line.split(": ", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    text = f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu}, {arguments.threads} threads, bf16 weights, commit {commit}."
+    text = f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu}, {arguments.threads} threads, bf16 weights, "
+    text += f"commit {' and '.join(commits)}."
     if arguments.tables_of is None:
         with alone(arguments.quietly):
             limits = find_limits(arguments.threads)
@@ -96,10 +103,10 @@ def _header(arguments: argparse.Namespace, commit: str) -> str:
     return text + f"Made by `{' '.join(['python', 'benchmarks/peers', *sys.argv[1:]])}`.\n"
 
 
-def _write(arguments: argparse.Namespace, store: Store, commit: str, text: str, pairs: list[Pair]) -> None:
+def _write(arguments: argparse.Namespace, store: Store, text: str, pairs: list[Pair], measured: list[Pair]) -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "peers.md").write_text(text, "utf-8")
-    rows = [row for row in store.rows if row["commit"] == commit]
+    rows = [row for pair in measured for row in store.of(pair)]
     (arguments.results / "peers.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     if pairs:
         try:
@@ -111,15 +118,21 @@ def _write(arguments: argparse.Namespace, store: Store, commit: str, text: str, 
 def main() -> int:
     """Runs everything that is left to do; returns 1 when something could not be measured."""
     arguments = _arguments()
-    commit = arguments.tables_of or _commit()
+    commits = arguments.tables_of or [_commit()]
     measuring = arguments.tables_of is None
     store = Store(arguments.home / "measurements.jsonl")
     failed = False
     pairs = []
+    limited = []
     limits: dict[str, dict[str, float]] = {}
+
+    def measured(model: str, peer: str, kind: str) -> Pair:
+        candidates = [Pair(commit, model, peer, arguments.threads) for commit in commits]
+        return next((pair for pair in candidates if store.of(pair, kind)), candidates[0])
+
     for spec in (SPECS[name] for name in arguments.models):
         for peer in (peer for peer in PEERS if peer.name in arguments.peers):
-            pair = Pair(commit, spec.name, peer.name, arguments.threads)
+            pair = measured(spec.name, peer.name, "time")
             try:
                 if measuring:
                     print(f"{spec.name}: {peer.name}", flush=True)
@@ -129,17 +142,18 @@ def main() -> int:
                 print(f"  {error}", file=sys.stderr)
             if store.of(pair, "time"):
                 pairs.append(pair)
-        pair = Pair(commit, spec.name, "limits", arguments.threads)
+        pair = measured(spec.name, "limits", "limits")
         if measuring and not (arguments.no_limits or arguments.setup_only):
             print(f"{spec.name}: limits", flush=True)
             _measure_limits(arguments, store, pair, spec)
         if store.of(pair, "limits"):
             limits[spec.title] = figures(store, pair)
+            limited.append(pair)
     if pairs or limits:
-        text = _header(arguments, commit) + compared(store, pairs, SPECS)
+        text = _header(arguments, commits) + compared(store, pairs, SPECS)
         if limits:
             text += "\n### Against the machine's limits\n" + against_limits(limits)
-        _write(arguments, store, commit, text, pairs)
+        _write(arguments, store, text, pairs, [*pairs, *limited])
         print(text)
     return int(failed)
 

@@ -102,9 +102,9 @@ class Store:
         if path.exists():
             self.rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def of(self, pair: Pair, kind: str) -> list[dict[str, Any]]:
-        """Rows of one kind about one pair."""
-        wanted = asdict(pair) | {"kind": kind}
+    def of(self, pair: Pair, kind: str | None = None) -> list[dict[str, Any]]:
+        """Rows about one pair: of one kind, or of all."""
+        wanted = asdict(pair) | ({} if kind is None else {"kind": kind})
         return [row for row in self.rows if wanted.items() <= row.items()]
 
     def add(self, pair: Pair, kind: str, **facts: object) -> None:
