@@ -26,7 +26,7 @@ const std::byte* StepRunner::first_read_of_next(const PackedWeight& matrix, std:
   if (next == all.end()) return nullptr;
   const LinearPieces pieces(rows, num_panels(*next), program_.pool_.size());
   LinearArgs args;
-  pieces.select(member_ * pieces.count() / program_.pool_.size(), args);
+  pieces.select(shares_.first_piece(member_, pieces.count()), args);
   return next->data + args.panel_begin * panel_bytes(next->dtype, next->coded, next->columns);
 }
 
@@ -95,8 +95,7 @@ void StepRunner::operator()(const LinearStep& step) const {
                   .out = at(step.out),
                   .ldo = spec(step.out).ld};
   const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
-  const std::int64_t last_piece = shares_.end_of_range(member_, pieces.count()) - 1;
-  const std::byte* next = first_read_of_next(matrix, args.rows);
+  const std::int64_t last_piece = shares_.first_piece(member_ + 1, pieces.count()) - 1;
   const auto* x = at(step.x);
   auto* out = at(step.out);
   shares_.run(member_, pieces.count(), [&](std::int64_t piece) {
@@ -104,7 +103,7 @@ void StepRunner::operator()(const LinearStep& step) const {
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
     pieces.select(piece, args);
-    args.next = piece == last_piece ? next : nullptr;
+    args.next = piece == last_piece ? first_read_of_next(matrix, num_rows(step.rows)) : nullptr;
     program_.kernels_.linear(args);
   });
 }

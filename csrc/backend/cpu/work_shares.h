@@ -22,9 +22,9 @@ class WorkShares {
     done_.store(0, std::memory_order_relaxed);
   }
 
-  // One past the last piece of a member's own range.
-  std::int64_t end_of_range(int member, std::int64_t count) const {
-    return (member + 1) * count / static_cast<std::int64_t>(taken_.size());
+  // The first of a member's own pieces; those of the next member follow.
+  std::int64_t first_piece(std::int64_t member, std::int64_t count) const {
+    return member * count / static_cast<std::int64_t>(taken_.size());
   }
 
   // Calls f(piece), over all members once for every piece in [0, count); returns when all are finished, by whichever
@@ -35,8 +35,8 @@ class WorkShares {
     std::uint32_t mine = 0;
     for (std::int64_t i = 0; i < members; ++i) {
       const std::int64_t owner = (member + i) % members;
-      const std::int64_t begin = owner * count / members;
-      const std::int64_t end = end_of_range(static_cast<int>(owner), count);
+      const std::int64_t begin = first_piece(owner, count);
+      const std::int64_t end = first_piece(owner + 1, count);
       std::atomic<std::uint64_t>& counts = taken_[static_cast<std::size_t>(owner)].counts;
       for (;; ++mine) {
         // Pieces taken from the front in the low half, from the back in the high half: together they tell whether any

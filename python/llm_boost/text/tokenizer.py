@@ -316,6 +316,7 @@ def _build(make: Callable[[], Backend], where: str) -> Backend:
 
 
 def _refuse_word_part_marks(path: Path) -> None:
+    """Apart from its caller, so that what was parsed is gone before the library reads the file."""
     model = read_json_object(path).get("model")
     if marks := [key for key in _WORD_PART_MARKS if isinstance(model, dict) and model.get(key)]:
         raise TokenizerError(f"{path}: its model has a '{marks[0]}', which is not supported")
