@@ -73,7 +73,12 @@ def test_bytes_and_flops_are_those_of_the_model() -> None:
     """The preset "tiny" by hand: E 64, F 96, H 4, K 2, D 16, V 1000, tied; 2 layers of bf16."""
     report = run_json("tiny", "--workloads", "16x2x1")
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 64 * 192 + 96 * 64
-    decode = report["results"][1]  # one step, context 17
+    prefill, decode = report["results"]  # decode is one step, context 17
+    # Of the last layer, fifteen tokens need keys and values alone.
+    attention = 4 * 4 * 16 * (sum(range(1, 17)) + 16)
+    assert prefill["flops"] == pytest.approx(
+        2 * (16 * layer + 15 * 64 * 2 * 32 + layer + 64 * 1000) + attention, rel=1e-5
+    )
     vectors = 2 * (64 + 64 + 64 + 2 * 32) + 64
     assert decode["flops"] == pytest.approx(2 * (2 * layer + 64 * 1000) + 2 * 4 * 4 * 16 * 17, rel=1e-5)
     # All weights as they are packed, the token's embedding, and the cache.

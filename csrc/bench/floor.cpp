@@ -42,29 +42,39 @@ Floor::Floor(const ModelGraph& graph, std::int64_t weight_bytes, DType activatio
   const double elements = num_layers * new_elements(graph.layer, in_layer) + new_elements(graph.embed, outside) +
                           new_elements(graph.head, outside);
   const double bytes_per_element = static_cast<double>(weight_bytes) / elements;
-  layers_ = weights_of(graph.layer, bytes_per_element);
-  head_ = weights_of(graph.head, bytes_per_element);
-  layers_ = {layers_.bytes * num_layers, layers_.flops * num_layers};
+  double hidden = 0;
+  for (const Value& value : graph.embed.values) {
+    if (value.role == Role::kWeight) hidden = static_cast<double>(value.dims.back());
+  }
+  embedding_bytes_ = hidden * bytes_per_element;
+  const Work layer = weights_of(graph.layer, bytes_per_element);
+  const Work head = weights_of(graph.head, bytes_per_element);
+  Work cached;  // the part of a layer that keys and values come from
   for (const Op& op : graph.layer.ops) {
     const auto* attention = std::get_if<PagedAttention>(&op);
     if (attention == nullptr) continue;
-    const auto row = static_cast<double>(attention->head_dim) * num_layers;
-    cache_bytes_ +=
-        2 * row * static_cast<double>(attention->num_kv_heads) * static_cast<double>(size_bytes(activation_dtype));
-    attention_flops_ += 4 * row * static_cast<double>(attention->num_heads);
+    const auto kv_columns = static_cast<double>(2 * attention->num_kv_heads * attention->head_dim);
+    const double kv_elements = kv_columns * hidden;
+    cached = {kv_elements * bytes_per_element, 2 * kv_elements};
+    cache_bytes_ = kv_columns * static_cast<double>(size_bytes(activation_dtype));
+    attention_flops_ = 4 * static_cast<double>(attention->num_heads * attention->head_dim);
   }
-  for (const Value& value : graph.embed.values) {
-    if (value.role == Role::kWeight) embedding_bytes_ += static_cast<double>(value.dims.back()) * bytes_per_element;
-  }
+  layers_before_last_ = num_layers - 1;
+  tokens_ = {layers_before_last_ * layer.bytes + cached.bytes, layers_before_last_ * layer.flops + cached.flops};
+  rows_ = {layer.bytes - cached.bytes + head.bytes, layer.flops - cached.flops + head.flops};
 }
 
 Work Floor::of(const StepBatch& batch) const {
   const auto num_tokens = static_cast<double>(batch.token_ids.size());
   const auto num_rows = static_cast<double>(batch.logit_rows.size());
-  Work work{layers_.bytes + num_tokens * embedding_bytes_, num_tokens * layers_.flops + num_rows * head_.flops};
-  if (num_rows > 0) work.bytes += head_.bytes;
-  for (const std::int32_t context : batch.context_len) work.bytes += cache_bytes_ * context;
-  for (const std::int32_t position : batch.positions) work.flops += attention_flops_ * (position + 1);
+  Work work{tokens_.bytes + num_tokens * embedding_bytes_, num_tokens * tokens_.flops + num_rows * rows_.flops};
+  if (num_rows > 0) work.bytes += rows_.bytes;
+  const double layers_that_attend = layers_before_last_ + (num_rows > 0 ? 1 : 0);
+  for (const std::int32_t context : batch.context_len) work.bytes += layers_that_attend * cache_bytes_ * context;
+  for (const std::int32_t position : batch.positions)
+    work.flops += layers_before_last_ * attention_flops_ * (position + 1);
+  for (const std::int32_t row : batch.logit_rows)
+    work.flops += attention_flops_ * (batch.positions[static_cast<std::size_t>(row)] + 1);
   return work;
 }
 

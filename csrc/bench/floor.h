@@ -20,7 +20,8 @@ struct Work {
 };
 
 // Counts weights that products use once a step, embedding rows, and keys and values once a sequence; and the flops of
-// matrix products and attention (a multiplication and an addition each), nothing else.
+// matrix products and attention (a multiplication and an addition each), nothing else. In the last layer a token whose
+// logits are not wanted needs no more than its key and value.
 class Floor {
  public:
   // weight_bytes: of all weights, as the program has packed them.
@@ -29,11 +30,12 @@ class Floor {
   Work of(const StepBatch& batch) const;
 
  private:
-  Work layers_;                 // flops: of a token
-  Work head_;                   // flops: of a logit row; nothing is read when no logits are wanted
+  Work tokens_;  // flops: of a token; bytes: of every step
+  Work rows_;    // flops: of a logit row; bytes: of a step with logit rows
+  double layers_before_last_ = 0;
   double embedding_bytes_ = 0;  // of a token
-  double cache_bytes_ = 0;      // of a position, all layers
-  double attention_flops_ = 0;  // of a token and a position that it attends to, all layers
+  double cache_bytes_ = 0;      // of a position and layer
+  double attention_flops_ = 0;  // of a layer, a token, and a position that it attends to
 };
 
 }  // namespace lb::bench

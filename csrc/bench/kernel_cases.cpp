@@ -154,7 +154,7 @@ std::shared_ptr<cpu::AttentionPieces> attention_pieces(std::int64_t sequences, s
   options.max_sequences = sequences;
   options.max_blocks = ceil_div(context_len, CacheMemory::kBlock);
   options.block_size = CacheMemory::kBlock;
-  auto pieces = std::make_shared<cpu::AttentionPieces>(heads, layout, options, threads);
+  auto pieces = std::make_shared<cpu::AttentionPieces>(heads, layout, options, sequences, threads);
   const std::vector<std::int32_t> token_ids(static_cast<std::size_t>(sequences * tokens));
   const std::vector<std::int32_t> context_lens(static_cast<std::size_t>(sequences),
                                                static_cast<std::int32_t>(context_len));
@@ -164,7 +164,7 @@ std::shared_ptr<cpu::AttentionPieces> attention_pieces(std::int64_t sequences, s
   batch.token_ids = token_ids;
   batch.seq_begin = seq_begin;
   batch.context_len = context_lens;
-  pieces->prepare(batch);
+  pieces->prepare(batch, Rows::kTokens);
   return pieces;
 }
 
@@ -190,7 +190,7 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
                         4 * sequences * heads * head_dim * positions);
   result.call = [=, &context] {
     const auto context_of = [&](const cpu::AttentionPieces::Piece& piece) {
-      return cpu::HeadContext{.cache = cache->head(static_cast<std::int64_t>(piece.sequence), piece.kv_head),
+      return cpu::HeadContext{.cache = cache->head(static_cast<std::int64_t>(piece.queries.sequence), piece.kv_head),
                               .block_table = cache->block_table.data(),
                               .length = context_len};
     };
@@ -198,8 +198,7 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
     context.pool.run([&](int member) {
       shares->run(member, pieces->count(), [&](std::int64_t index) {
         const cpu::AttentionPieces::Piece piece = (*pieces)[index];
-        const std::int64_t offset =
-            static_cast<std::int64_t>(piece.sequence) * tokens * ld + piece.kv_head * group * head_dim;
+        const std::int64_t offset = piece.queries.first_row * ld + piece.kv_head * group * head_dim;
         const cpu::AttentionArgs args{
             .context = context_of(piece),
             .next = index + 1 < pieces->count() ? context_of((*pieces)[index + 1]) : cpu::HeadContext{},
@@ -207,7 +206,7 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
             .ldq = ld,
             .rope = {reinterpret_cast<const float*>(cache->rope->data()),
                      reinterpret_cast<const float*>(cache->rope->data())},
-            .first_position = context_len - tokens,
+            .first_position = piece.queries.first_position,
             .group = group,
             .row_begin = piece.row_begin,
             .row_end = piece.row_end,

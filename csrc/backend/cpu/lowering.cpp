@@ -1,5 +1,7 @@
 #include "backend/cpu/lowering.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <span>
 
@@ -19,6 +21,10 @@ std::int64_t padded_ld(std::int64_t columns, std::int64_t element_bytes) {
   return (lines + 1 - lines % 2) * line;
 }
 
+// What is lowered of a graph: all of it or, of the last layer, first what leads to the cache and then, for the logit
+// rows, the rest.
+enum class Pass : std::uint8_t { kWhole, kCache, kLogitRows };
+
 class Lowering {
  public:
   Lowering(const Graph& graph, Operand operand, const RowLimits& limits)
@@ -29,10 +35,15 @@ class Lowering {
     }
   }
 
-  LoweredGraph run() {
-    residual_columns();
-    for (current_ = 0; current_ < graph_.ops.size(); ++current_) {
-      if (!fused_[current_]) std::visit(*this, graph_.ops[current_]);
+  LoweredGraph run(std::initializer_list<Pass> passes) {
+    place_residual();
+    for (const Pass pass : passes) {
+      pass_ = pass;
+      fused_.assign(graph_.ops.size(), false);
+      for (std::size_t i = 0; i < graph_.ops.size(); ++i) {
+        if (!fused_[i]) std::visit(*this, graph_.ops[i]);
+        if (pass == Pass::kCache && std::holds_alternative<PagedAttention>(graph_.ops[i])) break;
+      }
     }
     plan();
     return std::move(out_);
@@ -46,14 +57,13 @@ class Lowering {
   void operator()(const RmsNorm& op) {
     const View x = use(op.x);
     const View out = make(op.out, static_cast<std::int64_t>(size_bytes(operand_)));
-    append(op.out,
-           NormStep{x, weight(op.weight, Packing::kVector), out, columns(op.out), op.epsilon, graph_[op.out].rows});
+    append(op.out, NormStep{x, weight(op.weight, Packing::kVector), out, columns(op.out), op.epsilon, rows(op.out)});
   }
 
   void operator()(const Linear& op) {
     LinearStep step;
     step.x = use(op.x);
-    step.rows = graph_[op.out].rows;
+    step.rows = rows(op.out);
     step.bias = op.bias == kNoValue ? -1 : weight(op.bias, Packing::kVector);
     const std::optional<std::size_t> user = only_user(op.out);
     if (user && std::holds_alternative<SwiGlu>(graph_.ops[*user]) && op.bias == kNoValue) {
@@ -68,6 +78,7 @@ class Lowering {
       const ValueId other = add.a == op.out ? add.b : add.a;
       if (users_[index(other)].back() != *user)
         unsupported(op.out, "an Add to a value that is still needed afterwards");
+      if (pass_ == Pass::kCache) unsupported(op.out, "an Add before attention");
       fused_[*user] = true;
       step.weight = weight(op.weight, Packing::kPanels);
       step.epilogue = Epilogue::kAdd;
@@ -78,6 +89,7 @@ class Lowering {
       step.weight = weight(op.weight, Packing::kPanels);
       step.out_columns = columns(op.out);
       step.out = make(op.out, sizeof(float));
+      if (user) leave_out_columns(graph_.ops[*user], step);
     }
     append(op.out, step);
   }
@@ -101,18 +113,24 @@ class Lowering {
     if (!rotated_[index(op.q)] || !rotated_[index(op.k)] || rotated_[index(op.v)]) {
       unsupported(op.out, "PagedAttention unless q and k, and not v, come from Rope");
     }
-    append(op.k, CacheStep{use(op.k), use(op.v), op.num_kv_heads, op.head_dim}, "cache");
+    if (pass_ != Pass::kLogitRows) append(op.k, CacheStep{use(op.k), use(op.v), op.num_kv_heads, op.head_dim}, "cache");
+    if (pass_ == Pass::kCache) {
+      append(op.out, GatherStep{{kResidual, 0}, residual_columns_}, "logit_rows");
+      return;
+    }
     const View q = use(op.q);
     const View out = make(op.out, static_cast<std::int64_t>(size_bytes(operand_)));
-    append(op.out, AttentionStep{q, out, op.num_heads, op.num_kv_heads, op.head_dim, op.scale}, "attention");
+    append(op.out, AttentionStep{q, out, op.num_heads, op.num_kv_heads, op.head_dim, op.scale, rows(op.out)},
+           "attention");
   }
 
   void operator()(const SwiGlu& op) { unsupported(op.out, "SwiGlu of anything but a Linear without bias"); }
   void operator()(const Add& op) { unsupported(op.out, "Add of anything but a Linear"); }
 
+  // The last layer has left the logit rows alone.
   void operator()(const GatherRows& op) {
-    const View x = use(op.x);
-    append(op.out, GatherStep{x, make(op.out, sizeof(float)), columns(op.out)});
+    if (use(op.x).buffer != kResidual) unsupported(op.out, "GatherRows of anything but the output of the layers");
+    place(op.out, use(op.x));
   }
 
  private:
@@ -137,6 +155,22 @@ class Lowering {
 
   std::int64_t columns(ValueId id) const { return graph_[id].dims[0]; }
 
+  Rows rows(ValueId id) const { return pass_ == Pass::kLogitRows ? Rows::kLogitRows : graph_[id].rows; }
+
+  // Of a product whose first columns are the queries, only the logit rows need those, and only the cache the others.
+  void leave_out_columns(const Op& user, LinearStep& step) const {
+    const auto* split = std::get_if<Split>(&user);
+    if (pass_ == Pass::kWhole || split == nullptr) return;
+    const std::optional<std::size_t> next = only_user(split->outs.front());
+    const Rope* rope = next ? std::get_if<Rope>(&graph_.ops[*next]) : nullptr;
+    if (rope == nullptr || rope->q != split->outs.front()) return;
+    const std::int64_t query_columns = columns(rope->q);
+    if (pass_ == Pass::kCache)
+      step.first_column = query_columns / kPanel * kPanel;
+    else
+      step.out_columns = query_columns;
+  }
+
   std::optional<std::size_t> only_user(ValueId id) const {
     const std::vector<std::size_t>& users = users_[index(id)];
     if (users.size() != 1 || graph_[id].role == Role::kOutput) return std::nullopt;
@@ -144,21 +178,22 @@ class Lowering {
   }
 
   // Buffer 0: the graph's input or, for the embedding, its output.
-  void residual_columns() {
-    std::int64_t width = 0;
+  void place_residual() {
     for (std::size_t i = 0; i < graph_.values.size(); ++i) {
       const Value& value = graph_.values[i];
       if (value.role != Role::kInput && value.role != Role::kOutput) continue;
       if (value.role == Role::kInput) places_[i] = View{kResidual, 0};
-      if (value.rows == Rows::kTokens) width = value.dims[0];
+      if (value.rows == Rows::kTokens) residual_columns_ = value.dims[0];
     }
-    out_.buffers.push_back({Rows::kTokens, padded_ld(width, sizeof(float)), sizeof(float), 0});
+    out_.buffers.push_back({padded_ld(residual_columns_, sizeof(float)), sizeof(float), 0});
     lifetimes_.push_back({0, 0, 0});
   }
 
   int weight(ValueId id, Packing packing) {
-    out_.weights.push_back({graph_[id].name, packing});
-    return static_cast<int>(out_.weights.size()) - 1;
+    const auto known = std::ranges::find(out_.weights, graph_[id].name, &PackingRequest::name);
+    const auto index = static_cast<int>(known - out_.weights.begin());
+    if (known == out_.weights.end()) out_.weights.push_back({graph_[id].name, packing});
+    return index;
   }
 
   void place(ValueId id, View view) { places_[index(id)] = view; }
@@ -174,10 +209,10 @@ class Lowering {
     const Value& value = graph_[id];
     const bool is_output = value.role == Role::kOutput;
     const std::int64_t ld = is_output ? value.dims[0] : padded_ld(value.dims[0], element_bytes);
-    const std::int64_t rows = value.rows == Rows::kTokens ? limits_.tokens : limits_.logit_rows;
+    const std::int64_t most = rows(id) == Rows::kTokens ? limits_.tokens : limits_.logit_rows;
     const auto now = static_cast<int>(out_.steps.size());
-    out_.buffers.push_back({value.rows, ld, element_bytes, 0});
-    lifetimes_.push_back({rows * ld * element_bytes, now, now});
+    out_.buffers.push_back({ld, element_bytes, 0});
+    lifetimes_.push_back({most * ld * element_bytes, now, now});
     place(id, {static_cast<int>(out_.buffers.size()) - 1, 0});
     return *places_[index(id)];
   }
@@ -205,7 +240,8 @@ class Lowering {
   const Graph& graph_;
   const Operand operand_;
   const RowLimits limits_;
-  std::size_t current_ = 0;
+  Pass pass_ = Pass::kWhole;
+  std::int64_t residual_columns_ = 0;
   LoweredGraph out_;
   std::vector<Lifetime> lifetimes_;
   std::vector<std::optional<View>> places_;
@@ -217,7 +253,11 @@ class Lowering {
 }  // namespace
 
 LoweredGraph lower(const Graph& graph, Operand operand, const RowLimits& limits) {
-  return Lowering(graph, operand, limits).run();
+  return Lowering(graph, operand, limits).run({Pass::kWhole});
+}
+
+LoweredGraph lower_last_layer(const Graph& graph, Operand operand, const RowLimits& limits) {
+  return Lowering(graph, operand, limits).run({Pass::kCache, Pass::kLogitRows});
 }
 
 }  // namespace lb::cpu

@@ -17,7 +17,6 @@ namespace lb::cpu {
 
 // An activation buffer: `ld` elements a row. Its offset in the arena is known after planning.
 struct BufferSpec {
-  Rows rows = Rows::kTokens;
   std::int64_t ld = 0;
   std::int64_t element_bytes = 4;
   std::int64_t offset = 0;  // bytes
@@ -49,7 +48,8 @@ struct LinearStep {
   int bias = -1;
   Epilogue epilogue = Epilogue::kStore;
   View out;
-  std::int64_t out_columns = 0;
+  std::int64_t first_column = 0;  // of the matrix's, a panel's first
+  std::int64_t out_columns = 0;   // those from there on are not computed
   Rows rows = Rows::kTokens;
 };
 
@@ -67,11 +67,12 @@ struct AttentionStep {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   float scale = 0;
+  Rows rows = Rows::kTokens;
 };
 
+// Moves the logit rows of a buffer to its front.
 struct GatherStep {
   View x;
-  View out;
   std::int64_t columns = 0;
 };
 
@@ -90,7 +91,8 @@ struct LoweredGraph {
 };
 
 // Buffer 0 of every lowered graph is the residual stream, f32 [T, E], at offset 0 of the arena: graphs hand it to one
-// another in place. The last buffer of the head graph, f32 [R, V] with ld V, is its output.
+// another in place. The last layer leaves [R, E] of it to the head. The last buffer of the head graph, f32 [R, V] with
+// ld V, is its output.
 inline constexpr int kResidual = 0;
 
 // Row counts that buffers are planned for.
@@ -101,5 +103,9 @@ struct RowLimits {
 
 // Throws BackendError for a graph whose ops cannot be fused as the kernels need.
 LoweredGraph lower(const Graph& graph, Operand operand, const RowLimits& limits);
+
+// The layer graph for the last layer, of whose outputs only the logit rows are wanted. All tokens get keys and values;
+// then the logit rows are gathered, and what is left is computed for them alone. Its weights are lower()'s.
+LoweredGraph lower_last_layer(const Graph& graph, Operand operand, const RowLimits& limits);
 
 }  // namespace lb::cpu

@@ -42,7 +42,8 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
       options_(options),
       rope_(graph.rope),
       cache_layout_(cache_layout(graph, options.activation_dtype)),
-      attention_(num_query_heads(graph), cache_layout_, options, pool.size()) {
+      attention_(num_query_heads(graph), cache_layout_, options, options.max_sequences, pool.size()),
+      attention_of_logit_rows_(num_query_heads(graph), cache_layout_, options, options.max_logit_rows, pool.size()) {
   if (options.activation_dtype == DType::kF16) {
     throw ConfigError("activation_dtype is float16, which the cpu backend does not have; use bfloat16 or float32");
   }
@@ -61,22 +62,24 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   const RowLimits limits{options.max_tokens, options.max_logit_rows};
   embed_.graph = lower(graph.embed, operand_, limits);
   layers_.graph = lower(graph.layer, operand_, limits);
+  last_layer_.graph = lower_last_layer(graph.layer, operand_, limits);
   head_.graph = lower(graph.head, operand_, limits);
   pack(graph, weights, options);
 
   cache_ = Buffer(static_cast<std::size_t>(cache_layout_.words(options.num_blocks * options.block_size)) *
                   sizeof(std::uint32_t));
-  arena_ = Buffer(static_cast<std::size_t>(
-      std::max({embed_.graph.arena_bytes, layers_.graph.arena_bytes, head_.graph.arena_bytes})));
+  std::int64_t arena_bytes = 0;
+  for (const Stage* stage : stages()) arena_bytes = std::max(arena_bytes, stage->graph.arena_bytes);
+  arena_ = Buffer(static_cast<std::size_t>(arena_bytes));
   scratch_stride_ = round_up(attention_scratch_bytes(cache_layout_.head_dim()), std::size_t{4096});
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
   last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
-  const std::size_t per_layer = layers_.graph.steps.size();
-  const std::size_t num_steps =
-      embed_.graph.steps.size() + per_layer * layers_.first_weight.size() + head_.graph.steps.size();
-  for (std::size_t step = 0; step < num_steps; ++step) shares_.emplace_back(pool.size());
-  step_seconds_.resize(embed_.graph.steps.size() + per_layer + head_.graph.steps.size());
+  for (Stage* stage : stages()) {
+    const std::size_t num_steps = stage->graph.steps.size();
+    for (std::size_t i = 0; i < num_steps * stage->first_weight.size(); ++i) shares_.emplace_back(pool.size());
+    stage->seconds.resize(num_steps);
+  }
 }
 
 void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options) {
@@ -88,8 +91,10 @@ void CpuProgram::pack(const ModelGraph& graph, const WeightLookup& weights, cons
   };
   const auto as_is = [](const std::string& name) { return name; };
   request(embed_, as_is);
+  last_layer_.first_layer = graph.num_layers - 1;
   for (std::int64_t layer = 0; layer < graph.num_layers; ++layer) {
-    request(layers_, [layer](const std::string& name) { return layer_weight_name(layer, name); });
+    request(layer < last_layer_.first_layer ? layers_ : last_layer_,
+            [layer](const std::string& name) { return layer_weight_name(layer, name); });
   }
   request(head_, as_is);
   packed_ =
@@ -109,7 +114,8 @@ void CpuProgram::copy_blocks(std::span<const BlockCopy> copies) {
 
 void CpuProgram::prepare(const StepBatch& batch) {
   batch_ = &batch;
-  attention_.prepare(batch);
+  attention_.prepare(batch, Rows::kTokens);
+  attention_of_logit_rows_.prepare(batch, Rows::kLogitRows);
   std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
   for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
     last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
@@ -117,20 +123,17 @@ void CpuProgram::prepare(const StepBatch& batch) {
   for (WorkShares& shares : shares_) shares.reset();
 }
 
-void CpuProgram::run_stage(const Stage& stage, int& step_index, int member) {
+void CpuProgram::run_stage(Stage& stage, int& step_index, int member) {
   using Clock = std::chrono::steady_clock;
-  // Times are kept per step of a graph, summed over layers.
-  const std::size_t first_time = &stage == &embed_    ? 0
-                                 : &stage == &layers_ ? embed_.graph.steps.size()
-                                                      : embed_.graph.steps.size() + layers_.graph.steps.size();
   for (std::size_t repetition = 0; repetition < stage.first_weight.size(); ++repetition) {
     for (std::size_t i = 0; i < stage.graph.steps.size(); ++i) {
       const Clock::time_point start = options_.time_steps ? Clock::now() : Clock::time_point{};
-      const StepRunner runner(*this, stage.graph, stage.first_weight[repetition], static_cast<std::int64_t>(repetition),
+      const StepRunner runner(*this, stage.graph, stage.first_weight[repetition],
+                              stage.first_layer + static_cast<std::int64_t>(repetition),
                               shares_[static_cast<std::size_t>(step_index++)], member);
       std::visit(runner, stage.graph.steps[i].kind);
       if (options_.time_steps && member == 0)
-        step_seconds_[first_time + i] += std::chrono::duration<double>(Clock::now() - start).count();
+        stage.seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
     }
   }
 }
@@ -139,9 +142,7 @@ std::span<const float> CpuProgram::run(const StepBatch& batch) {
   prepare(batch);
   pool_.run([this](int member) {
     int step_index = 0;
-    run_stage(embed_, step_index, member);
-    run_stage(layers_, step_index, member);
-    if (!batch_->logit_rows.empty()) run_stage(head_, step_index, member);
+    for (Stage* stage : stages()) run_stage(*stage, step_index, member);
   });
   batch_ = nullptr;
   const BufferSpec& logits = head_.graph.buffers.back();
@@ -150,10 +151,14 @@ std::span<const float> CpuProgram::run(const StepBatch& batch) {
 }
 
 std::vector<Program::StepTime> CpuProgram::take_step_times() {
-  std::vector<StepTime> times;
-  std::size_t at = 0;
-  for (const Stage* stage : {&embed_, &layers_, &head_}) {
-    for (const Step& step : stage->graph.steps) times.push_back({step.name, std::exchange(step_seconds_[at++], 0.0)});
+  std::vector<StepTime> times;  // one for each name
+  for (Stage* stage : stages()) {
+    for (std::size_t i = 0; i < stage->seconds.size(); ++i) {
+      const std::string& name = stage->graph.steps[i].name;
+      auto time = std::ranges::find(times, name, &StepTime::name);
+      if (time == times.end()) time = times.insert(times.end(), {name});
+      time->seconds += std::exchange(stage->seconds[i], 0.0);
+    }
   }
   return times;
 }

@@ -1,6 +1,7 @@
 // A model compiled for the CPU: packed weights, an arena, a KV cache, and steps over them.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -32,15 +33,18 @@ class CpuProgram final : public Program {
  private:
   friend class StepRunner;
 
-  // A graph's steps with its weights resolved, once per layer for the layer graph.
+  // A graph's steps with its weights resolved, once per layer for graphs of layers.
   struct Stage {
     LoweredGraph graph;
+    std::int64_t first_layer = 0;
     std::vector<std::size_t> first_weight;  // per repetition: where its weights start in packed_->weights()
+    std::vector<double> seconds;            // per kind of step, summed over repetitions
   };
 
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
   void prepare(const StepBatch& batch);
-  void run_stage(const Stage& stage, int& step_index, int member);
+  std::array<Stage*, 4> stages() { return {&embed_, &layers_, &last_layer_, &head_}; }
+  void run_stage(Stage& stage, int& step_index, int member);
   std::uint32_t* cache_words() const;
   CacheView cache_view(std::int64_t layer, std::int64_t kv_head) const;
 
@@ -50,7 +54,8 @@ class CpuProgram final : public Program {
   Operand operand_ = Operand::kF32;
   RopeTable rope_;
   Stage embed_;
-  Stage layers_;
+  Stage layers_;  // all but the last
+  Stage last_layer_;
   Stage head_;
   std::unique_ptr<PackedWeights> packed_;
 
@@ -60,12 +65,12 @@ class CpuProgram final : public Program {
   std::size_t scratch_stride_ = 0;
   Buffer scratch_;  // [threads] for attention
   mutable AttentionPieces attention_;
+  mutable AttentionPieces attention_of_logit_rows_;
 
   // Of the step that runs.
   const StepBatch* batch_ = nullptr;
   std::vector<std::uint8_t> last_of_sequence_;  // [T]
   std::deque<WorkShares> shares_;               // one per step of the whole model
-  std::vector<double> step_seconds_;            // per kind of step: embed, layer and head steps in order
 };
 
 // The cache of a model.

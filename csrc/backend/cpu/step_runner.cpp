@@ -47,10 +47,10 @@ RopeRow StepRunner::rope_at(std::int64_t position) const {
 
 HeadContext StepRunner::context_of(const AttentionPieces::Piece& piece) const {
   const StepBatch& batch = *program_.batch_;
-  return {
-      .cache = program_.cache_view(layer_, piece.kv_head),
-      .block_table = batch.block_table.data() + piece.sequence * static_cast<std::size_t>(program_.options_.max_blocks),
-      .length = batch.context_len[piece.sequence]};
+  return {.cache = program_.cache_view(layer_, piece.kv_head),
+          .block_table = batch.block_table.data() +
+                         piece.queries.sequence * static_cast<std::size_t>(program_.options_.max_blocks),
+          .length = batch.context_len[piece.queries.sequence]};
 }
 
 void StepRunner::operator()(const EmbedStep& step) const {
@@ -94,7 +94,10 @@ void StepRunner::operator()(const LinearStep& step) const {
                   .epilogue = step.epilogue,
                   .out = at(step.out),
                   .ldo = spec(step.out).ld};
-  const LinearPieces pieces(args.rows, num_panels(matrix), program_.pool_.size());
+  const std::int64_t first_panel = step.first_column / kPanel;
+  const std::int64_t end_panel =
+      step.epilogue == Epilogue::kSwiGlu ? num_panels(matrix) : ceil_div(step.out_columns, std::int64_t{kPanel});
+  const LinearPieces pieces(args.rows, end_panel - first_panel, program_.pool_.size());
   const std::int64_t last_piece = shares_.first_piece(member_ + 1, pieces.count()) - 1;
   const auto* x = at(step.x);
   auto* out = at(step.out);
@@ -103,6 +106,8 @@ void StepRunner::operator()(const LinearStep& step) const {
     args.x = x + first_row * args.ldx * spec(step.x).element_bytes;
     args.out = out + first_row * args.ldo * spec(step.out).element_bytes;
     pieces.select(piece, args);
+    args.panel_begin += first_panel;
+    args.panel_end += first_panel;
     args.next = piece == last_piece ? first_read_of_next(matrix, num_rows(step.rows)) : nullptr;
     program_.kernels_.linear(args);
   });
@@ -130,45 +135,46 @@ void StepRunner::operator()(const CacheStep& step) const {
 }
 
 void StepRunner::operator()(const AttentionStep& step) const {
-  const StepBatch& batch = *program_.batch_;
   const BufferSpec& out = spec(step.out);
-  AttentionPieces& pieces = program_.attention_;
+  AttentionPieces& pieces = step.rows == Rows::kTokens ? program_.attention_ : program_.attention_of_logit_rows_;
   shares_.run(member_, pieces.count(), [&](std::int64_t index) {
     const AttentionPieces::Piece piece = pieces[index];
-    const std::size_t s = piece.sequence;
-    const std::int64_t first_token = batch.seq_begin[s];
+    const QueryRun& queries = piece.queries;
     const std::int64_t group = step.num_heads / step.num_kv_heads;
     const std::int64_t column = piece.kv_head * group * step.head_dim;
-    const AttentionArgs args{.context = context_of(piece),
-                             .next = index + 1 < pieces.count() ? context_of(pieces[index + 1]) : HeadContext{},
-                             .q = reinterpret_cast<const float*>(at(step.q)) + first_token * spec(step.q).ld + column,
-                             .ldq = spec(step.q).ld,
-                             .rope = rope_at(0),
-                             .first_position = batch.context_len[s] - (batch.seq_begin[s + 1] - first_token),
-                             .group = group,
-                             .row_begin = piece.row_begin,
-                             .row_end = piece.row_end,
-                             .scale = step.scale,
-                             .operand = program_.operand_,
-                             .out = at(step.out) + (first_token * out.ld + column) * out.element_bytes,
-                             .ldo = out.ld,
-                             .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
-                                        static_cast<std::size_t>(member_) * program_.scratch_stride_,
-                             .tile = piece.tile,
-                             .num_tiles = piece.num_tiles,
-                             .tiles = piece.tiles};
+    const AttentionArgs args{
+        .context = context_of(piece),
+        .next = index + 1 < pieces.count() ? context_of(pieces[index + 1]) : HeadContext{},
+        .q = reinterpret_cast<const float*>(at(step.q)) + queries.first_row * spec(step.q).ld + column,
+        .ldq = spec(step.q).ld,
+        .rope = rope_at(0),
+        .first_position = queries.first_position,
+        .group = group,
+        .row_begin = piece.row_begin,
+        .row_end = piece.row_end,
+        .scale = step.scale,
+        .operand = program_.operand_,
+        .out = at(step.out) + (queries.first_row * out.ld + column) * out.element_bytes,
+        .ldo = out.ld,
+        .scratch = const_cast<std::byte*>(program_.scratch_.data()) +
+                   static_cast<std::size_t>(member_) * program_.scratch_stride_,
+        .tile = piece.tile,
+        .num_tiles = piece.num_tiles,
+        .tiles = piece.tiles};
     program_.kernels_.attend(args);
     if (piece.tile >= 0 && pieces.finish_tile(piece)) program_.kernels_.merge_tiles(args);
   });
 }
 
 void StepRunner::operator()(const GatherStep& step) const {
-  const auto* x = reinterpret_cast<const float*>(at(step.x));
-  auto* out = reinterpret_cast<float*>(at(step.out));
-  share(num_rows(Rows::kLogitRows), 4, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const float* source = x + program_.batch_->logit_rows[static_cast<std::size_t>(row)] * spec(step.x).ld;
-      std::memcpy(out + row * spec(step.out).ld, source, static_cast<std::size_t>(step.columns) * sizeof(float));
+  auto* x = reinterpret_cast<float*>(at(step.x));
+  const std::int64_t ld = spec(step.x).ld;
+  // By one thread, because a row may be moved to where a later one is moved from.
+  share(1, 1, [&](std::int64_t /*begin*/, std::int64_t /*end*/) {
+    for (std::int64_t row = 0; const std::int32_t source : program_.batch_->logit_rows) {
+      if (source != row)
+        std::memcpy(x + row * ld, x + source * ld, static_cast<std::size_t>(step.columns) * sizeof(float));
+      ++row;
     }
   });
 }
