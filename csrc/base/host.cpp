@@ -1,6 +1,7 @@
 #include "base/host.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -107,6 +108,14 @@ std::int64_t available_memory(const std::string& root) {
     limit(directory, "/memory.limit_in_bytes", "/memory.usage_in_bytes");
   }
   return available;
+}
+
+std::int64_t l1_data_bytes() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  return std::max<std::int64_t>(sysconf(_SC_LEVEL1_DCACHE_SIZE), 0);
+#else
+  return 0;
+#endif
 }
 
 }  // namespace lb

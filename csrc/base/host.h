@@ -15,4 +15,7 @@ int usable_threads(const std::string& root = "");
 // that is less.
 std::int64_t available_memory(const std::string& root = "");
 
+// Bytes of the first-level data cache of a core, or 0 where the system does not tell.
+std::int64_t l1_data_bytes();
+
 }  // namespace lb

@@ -5,8 +5,11 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/host.h"
 
 namespace lb::cpu {
+
+const bool streams_into_l1 = l1_data_bytes() >= std::int64_t{48} * 1024;
 
 const Kernels& select_kernels() {
   const std::vector<const Kernels*> available = available_kernels();

@@ -158,6 +158,10 @@ constexpr std::int64_t attention_tile_floats(std::int64_t rows, std::int64_t pad
   return (rows * (padded_dim + 2) + kLanes - 1) / kLanes * kLanes;
 }
 
+// What streams from memory is fetched into the L1 cache of a core where that has room for it beside the activations,
+// and into its L2 cache elsewhere.
+extern const bool streams_into_l1;
+
 // The functions of one instruction set level.
 struct Kernels {
   const char* name;
