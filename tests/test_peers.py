@@ -149,7 +149,8 @@ def test_figures_are_ratios_of_medians(harness: SimpleNamespace, tmp_path: Path)
         add("decode 1", decode_128=(seconds, 10))
     add("context", decode_128=(2, 10), decode_4096=(3.5, 20))
     add("decode 1, one thread", decode_128=(3, 10))
-    add("decode 64", decode_64=(3, 10))
+    add("decode 64", decode_64=(4, 10))
+    add("scheduler", scheduler=(1, 10))
     store.add(pair, "load", seconds=3.0, read_seconds=2.0, kept_seconds=4.0, peak_bytes=30, needed_bytes=20)
     figures = harness.limits.figures(store, pair)
     assert figures["decode 1"] == 0.5
@@ -157,7 +158,7 @@ def test_figures_are_ratios_of_medians(harness: SimpleNamespace, tmp_path: Path)
     assert figures["context"] == 1.2
     assert figures["threads, decode"] == 1.5
     assert (figures["load"], figures["load, kept"]) == (1.5, 0.75)
-    assert (figures["memory"], figures["engine"]) == (1.5, 0.5)
+    assert (figures["memory"], figures["engine"], figures["scheduler"]) == (1.5, 0.5, 0.25)
     assert set(figures) == {target.figure for target in harness.table.TARGETS}
     text = harness.table.against_limits({"m": figures})
     assert "| decode 1, part of the bandwidth limit | ≥ 0.92 | 0.50 |" in text

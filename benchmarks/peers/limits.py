@@ -59,6 +59,7 @@ RUNS = (
     Run("decode 8", ("--workloads", "64x33x8")),
     Run("decode 32", ("--workloads", "64x33x32")),
     Run("decode 64", ("--workloads", "64x17x64"), models=("smollm2-135m", "qwen2-0.5b")),
+    Run("scheduler", ("kernels", "scheduler", "--shapes", "64x512"), models=("smollm2-135m", "qwen2-0.5b")),
     Run("top_k", ("kernels", "sampler", "--shapes", "151936x50x100"), models=("qwen2-0.5b",)),
     Run("top_p", ("kernels", "sampler", "--shapes", "151936x0x90"), models=("qwen2-0.5b",)),
 )
@@ -220,6 +221,7 @@ def figures(store: Store, pair: Pair) -> dict[str, float]:
         "first token": seconds("first token", "prefill 16") / seconds("first token", "decode 16"),
         "top_k": seconds("top_k", "sampler") / step,
         "top_p": seconds("top_p", "sampler") / step,
+        "scheduler": seconds("scheduler", "scheduler") / seconds("decode 64", "decode 64"),
         "engine": _median(rows["decode 64"], "results", "decode 64", "ops", "engine"),
         "threads, prefill": seconds("prefill 512, one thread", "prefill 512") / seconds("prefill 512", "prefill 512"),
         "threads, decode": speedup / (bandwidth("decode 1") / bandwidth("decode 1, one thread")),
