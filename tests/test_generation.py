@@ -34,10 +34,10 @@ def test_greedy_tokens_equal_transformers_in_float32(smollm2_directory: Path) ->
 NEAR_TIE = 0.05
 # Where they do, at the level with the bf16 dot product: prompt, index of the token, margin.
 KNOWN_FLIPS = {
-    ("upper case", 31): 0.00509071,
+    ("story opening", 0): 0.00193024,
+    ("upper case", 29): 0.00963211,
     ("long sequence", 52): 0.010891,
-    ("long passage", 23): 0.0187035,
-    ("numbered list", 55): 0.0269794,
+    ("numbered list", 59): 0.0131302,
 }
 
 

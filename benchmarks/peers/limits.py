@@ -118,9 +118,9 @@ def _bench(run: Run, preset: Sequence[str], threads: int) -> dict[str, Any]:
         " ".join([result["kind"], str(result["shape"].get("prompt", ""))]).strip(): {
             "seconds": result["seconds"]["median"],
             "bytes": result["bytes"],
-            "fraction": result["fraction_of_limit"],
+            "fraction": result.get("fraction_of_limit"),
             "beside": result.get("fraction_of_limit_beside"),
-            "limited_by": result["limited_by"],
+            "limited_by": result.get("limited_by"),
             "ops": {op["name"]: op["share"] for op in result.get("ops", [])},
         }
         for result in report["results"]
