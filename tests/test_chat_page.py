@@ -402,7 +402,8 @@ def test_with_a_model(running_browser: Browser, smollm2: Model) -> None:
         browser.screen(1200, 800)
         browser.open(f"{server.url}/")
         browser.wait_for("document.querySelector('#model').value")
-        browser.evaluate("document.querySelector('#max_tokens').value = 12")
+        for field, value in {"temperature": 0, "max_tokens": 12}.items():  # greedy: the same answer every time
+            browser.evaluate(f"document.querySelector('#{field}').value = {value}")
         send(browser, "Say hello.")
         wait_for_answer(browser)
         assert browser.text(".error") == ""
