@@ -117,13 +117,13 @@ KernelCase linear_case(const Shape& shape, const KernelContext& context) {
   return result;
 }
 
-// The caches of some sequences of one layer, as the CPU backend lays them out, and rope tables.
+// The caches of some sequences of one layer, as the CPU backend lays them out, and a rope table, of cosines and sines.
 struct CacheMemory {
   CacheMemory(std::int64_t sequences, std::int64_t context_len, std::int64_t kv_heads, std::int64_t head_size,
               DType dtype)
       : layout(1, kv_heads, head_size, dtype), head_dim(head_size), sequence_words(layout.words(context_len)) {
     memory = random_buffer(sequences * sequence_words * 4);
-    rope = random_buffer(context_len * head_dim * 4);
+    rope = random_buffer(context_len * head_dim / 2 * 4);
     block_table.resize(static_cast<std::size_t>(ceil_div(context_len, kBlock)));
     std::iota(block_table.begin(), block_table.end(), 0);
   }
@@ -133,8 +133,8 @@ struct CacheMemory {
                        kBlock);
   }
   cpu::RopeRow rope_at(std::int64_t position) const {
-    const auto* row = reinterpret_cast<const float*>(rope->data()) + position * head_dim;
-    return {row, row + head_dim / 2};
+    const auto* row = reinterpret_cast<const float*>(rope->data()) + position * head_dim / 2;
+    return {row, row};
   }
 
   static constexpr std::int64_t kBlock = 16;
@@ -155,13 +155,11 @@ std::shared_ptr<cpu::AttentionPieces> attention_pieces(std::int64_t sequences, s
   options.max_blocks = ceil_div(context_len, CacheMemory::kBlock);
   options.block_size = CacheMemory::kBlock;
   auto pieces = std::make_shared<cpu::AttentionPieces>(heads, layout, options, sequences, threads);
-  const std::vector<std::int32_t> token_ids(static_cast<std::size_t>(sequences * tokens));
   const std::vector<std::int32_t> context_lens(static_cast<std::size_t>(sequences),
                                                static_cast<std::int32_t>(context_len));
   std::vector<std::int32_t> seq_begin;
   for (std::int64_t i = 0; i <= sequences; ++i) seq_begin.push_back(static_cast<std::int32_t>(i * tokens));
   StepBatch batch;
-  batch.token_ids = token_ids;
   batch.seq_begin = seq_begin;
   batch.context_len = context_lens;
   pieces->prepare(batch, Rows::kTokens);
@@ -204,8 +202,7 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
             .next = index + 1 < pieces->count() ? context_of((*pieces)[index + 1]) : cpu::HeadContext{},
             .q = reinterpret_cast<const float*>(q->data()) + offset,
             .ldq = ld,
-            .rope = {reinterpret_cast<const float*>(cache->rope->data()),
-                     reinterpret_cast<const float*>(cache->rope->data())},
+            .rope = cache->rope_at(0),
             .first_position = piece.queries.first_position,
             .group = group,
             .row_begin = piece.row_begin,
@@ -236,15 +233,19 @@ KernelCase rope_case(const Shape& shape, const KernelContext& context) {
   result.work = work_of(2 * tokens * kv_heads * head_dim * (4 + cached), 0);
   result.call = [=, &context] {
     const auto* keys = reinterpret_cast<const float*>(kv->data());
-    parallel_for(context.pool, ceil_div(tokens * kv_heads, std::int64_t{8}), [&](std::int64_t piece) {
-      for (std::int64_t i = piece * 8; i < std::min((piece + 1) * 8, tokens * kv_heads); ++i) {
-        context.kernels.cache_write({.cache = cache->head(0, i % kv_heads),
-                                     .key = keys + i * head_dim,
-                                     .value = keys + (tokens * kv_heads + i) * head_dim,
-                                     .rope = cache->rope_at(i / kv_heads),
-                                     .slot = i / kv_heads,
-                                     .last_of_sequence = i / kv_heads == tokens - 1});
-      }
+    const std::int64_t runs = ceil_div(tokens, std::int64_t{kLanes});
+    parallel_for(context.pool, runs * kv_heads, [&](std::int64_t piece) {
+      const std::int64_t first = piece / kv_heads * kLanes, head = piece % kv_heads;
+      const std::int64_t row = first * kv_heads + head;
+      context.kernels.cache_write({.cache = cache->head(0, head),
+                                   .key = keys + row * head_dim,
+                                   .ldk = kv_heads * head_dim,
+                                   .value = keys + (tokens * kv_heads + row) * head_dim,
+                                   .ldv = kv_heads * head_dim,
+                                   .rope = cache->rope_at(first),
+                                   .slot = first,
+                                   .tokens = std::min(tokens - first, std::int64_t{kLanes}),
+                                   .last_of_sequence = first + kLanes >= tokens});
     });
   };
   return result;

@@ -205,14 +205,21 @@ Array attention(const Kernels& kernels, const AttentionCall& call) {
   const CacheView cache = layout.view(memory.as<std::uint32_t>(), 1, 1, call.block_size);
   for (std::int64_t i = 0; i < words * elements_per_step(cache.dtype); ++i)
     store_element(cache.dtype, memory.as<std::byte>(), i, call.garbage);
-  for (const std::int64_t position : call.write_order) {
-    const auto block = static_cast<std::size_t>(position / call.block_size);
+  const std::vector<std::int32_t>& order = call.write_order;
+  for (std::size_t i = 0; i < order.size();) {
+    const std::int64_t first = order[i];
+    std::int64_t run = 1;  // positions in a row that lie in one group
+    while (++i < order.size() && order[i] == first + run && order[i] % kLanes != 0) ++run;
+    const auto block = static_cast<std::size_t>(first / call.block_size);
     kernels.cache_write({.cache = cache,
-                         .key = call.keys.at(position),
-                         .value = call.values.at(position),
-                         .rope = {call.cos.at(position), call.sin.at(position)},
-                         .slot = call.block_table[block] * call.block_size + position % call.block_size,
-                         .last_of_sequence = position == context - 1});
+                         .key = call.keys.at(first),
+                         .ldk = dim,
+                         .value = call.values.at(first),
+                         .ldv = dim,
+                         .rope = {call.cos.at(first), call.sin.at(first)},
+                         .slot = call.block_table[block] * call.block_size + first % call.block_size,
+                         .tokens = run,
+                         .last_of_sequence = first + run == context});
   }
   Aligned scratch(static_cast<std::int64_t>(attention_scratch_bytes(dim)));
   const auto args_for = [&](std::int64_t row, Aligned& out) {

@@ -114,14 +114,18 @@ struct RopeRow {
   const float* sin = nullptr;
 };
 
-// Writes one token of one kv head into the cache: the key rotated by `rope`, the value as it is.
+// Writes tokens of one sequence and kv head, whose slots follow one another in one group of positions, into the cache:
+// keys rotated by `rope`, values as they are.
 struct CacheWriteArgs {
   CacheView cache;
-  const float* key = nullptr;    // [head_dim]
-  const float* value = nullptr;  // [head_dim]
-  RopeRow rope;
-  std::int64_t slot = 0;
-  bool last_of_sequence = false;  // then the partner of an unpaired value is cleared, because attention reads it
+  const float* key = nullptr;    // [tokens, ldk]
+  std::int64_t ldk = 0;
+  const float* value = nullptr;  // [tokens, ldv]
+  std::int64_t ldv = 0;
+  RopeRow rope;           // of the first token; rows of head_dim / 2
+  std::int64_t slot = 0;  // of the first token
+  std::int64_t tokens = 1;
+  bool last_of_sequence = false;  // then the partner of an unpaired last value is cleared, because attention reads it
 };
 
 // Attention of rows [row_begin, row_end) of one sequence and kv head over its context. Row r is query head r % group of

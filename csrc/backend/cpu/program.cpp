@@ -74,7 +74,7 @@ CpuProgram::CpuProgram(const ModelGraph& graph, const WeightLookup& weights, con
   scratch_stride_ = round_up(attention_scratch_bytes(cache_layout_.head_dim()), std::size_t{4096});
   scratch_ = Buffer(scratch_stride_ * static_cast<std::size_t>(pool.size()));
 
-  last_of_sequence_.resize(static_cast<std::size_t>(options.max_tokens));
+  cache_runs_.reserve(static_cast<std::size_t>(options.max_tokens));
   for (Stage* stage : stages()) {
     const std::size_t num_steps = stage->graph.steps.size();
     for (std::size_t i = 0; i < num_steps * stage->first_weight.size(); ++i) shares_.emplace_back(pool.size());
@@ -116,11 +116,20 @@ void CpuProgram::prepare(const StepBatch& batch) {
   batch_ = &batch;
   attention_.prepare(batch, Rows::kTokens);
   attention_of_logit_rows_.prepare(batch, Rows::kLogitRows);
-  std::fill_n(last_of_sequence_.begin(), batch.token_ids.size(), std::uint8_t{0});
-  for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
-    last_of_sequence_[static_cast<std::size_t>(batch.seq_begin[s + 1]) - 1] = 1;
-  }
+  find_cache_runs(batch);
   for (WorkShares& shares : shares_) shares.reset();
+}
+
+void CpuProgram::find_cache_runs(const StepBatch& batch) {
+  cache_runs_.clear();
+  for (std::size_t s = 0; s < batch.context_len.size(); ++s) {
+    const std::int64_t end = batch.seq_begin[s + 1];
+    for (std::int64_t token = batch.seq_begin[s]; token < end; token += cache_runs_.back().tokens) {
+      const auto first = static_cast<std::size_t>(token);
+      const std::int64_t tokens = std::min<std::int64_t>(kLanes - batch.slots[first] % kLanes, end - token);
+      cache_runs_.push_back({first, tokens, token + tokens == end});
+    }
+  }
 }
 
 void CpuProgram::run_stage(Stage& stage, int& step_index, int member) {

@@ -41,8 +41,16 @@ class CpuProgram final : public Program {
     std::vector<double> seconds;            // per kind of step, summed over repetitions
   };
 
+  // Tokens of a step that follow one another in one group of the cache's positions.
+  struct CacheRun {
+    std::size_t first_token;
+    std::int64_t tokens;
+    bool last_of_sequence;
+  };
+
   void pack(const ModelGraph& graph, const WeightLookup& weights, const ProgramOptions& options);
   void prepare(const StepBatch& batch);
+  void find_cache_runs(const StepBatch& batch);
   std::array<Stage*, 4> stages() { return {&embed_, &layers_, &last_layer_, &head_}; }
   void run_stage(Stage& stage, int& step_index, int member);
   std::uint32_t* cache_words() const;
@@ -69,8 +77,8 @@ class CpuProgram final : public Program {
 
   // Of the step that runs.
   const StepBatch* batch_ = nullptr;
-  std::vector<std::uint8_t> last_of_sequence_;  // [T]
-  std::deque<WorkShares> shares_;               // one per step of the whole model
+  std::vector<CacheRun> cache_runs_;
+  std::deque<WorkShares> shares_;  // one per step of the whole model
 };
 
 // The cache of a model.

@@ -119,17 +119,22 @@ void StepRunner::operator()(const CacheStep& step) const {
   const auto* v = reinterpret_cast<const float*>(at(step.v));
   const std::int64_t ldk = spec(step.k).ld;
   const std::int64_t ldv = spec(step.v).ld;
-  share(num_rows(Rows::kTokens) * step.num_kv_heads, 8, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t runs = std::ssize(program_.cache_runs_);
+  const std::int64_t chunk = ceil_div(8 * runs, num_rows(Rows::kTokens));  // about 8 tokens of a head
+  share(runs * step.num_kv_heads, chunk, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t t = i / step.num_kv_heads;
+      const auto& run = program_.cache_runs_[static_cast<std::size_t>(i / step.num_kv_heads)];
       const std::int64_t head = i % step.num_kv_heads;
-      const auto token = static_cast<std::size_t>(t);
+      const auto token = static_cast<std::int64_t>(run.first_token);
       program_.kernels_.cache_write({.cache = program_.cache_view(layer_, head),
-                                     .key = k + t * ldk + head * step.head_dim,
-                                     .value = v + t * ldv + head * step.head_dim,
-                                     .rope = rope_at(batch.positions[token]),
-                                     .slot = batch.slots[token],
-                                     .last_of_sequence = program_.last_of_sequence_[token] != 0});
+                                     .key = k + token * ldk + head * step.head_dim,
+                                     .ldk = ldk,
+                                     .value = v + token * ldv + head * step.head_dim,
+                                     .ldv = ldv,
+                                     .rope = rope_at(batch.positions[run.first_token]),
+                                     .slot = batch.slots[run.first_token],
+                                     .tokens = run.tokens,
+                                     .last_of_sequence = run.last_of_sequence});
     }
   });
 }
