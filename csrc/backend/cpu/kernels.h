@@ -118,7 +118,7 @@ struct RopeRow {
 // keys rotated by `rope`, values as they are.
 struct CacheWriteArgs {
   CacheView cache;
-  const float* key = nullptr;    // [tokens, ldk]
+  const float* key = nullptr;  // [tokens, ldk]
   std::int64_t ldk = 0;
   const float* value = nullptr;  // [tokens, ldv]
   std::int64_t ldv = 0;

@@ -28,14 +28,24 @@ struct Bf16xBf16 {
     return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), w)};
   }
 
-  // 2^x for x <= 0 that becomes bf16: as the general one, but of degree 4, with a relative error of at most 3e-6, and
-  // without its clamp: what is less than 2^-126 becomes 0.
-  LB_INLINE static Vec exp2(Vec x) {
-    const Vec n = round_nearest(x);
-    const Vec f = sub(x, n);
-    Vec p = set1(9.58285e-3F);
-    for (const float c : {5.590643e-2F, 2.4024099e-1F, 6.9312419e-1F, 1.0F}) p = fma(p, f, set1(c));
-    return scale_exponent(p, n);
+  // x = 2^x for x <= 0 that becomes bf16: as the general one, but of degree 4, with a relative error of at most 3e-6,
+  // and without its clamp: what is less than 2^-126 becomes 0.
+  template <int kCount>
+  LB_INLINE static void exp2(Vec (&x)[kCount]) {
+    Vec n[kCount];
+    Vec p[kCount];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) n[i] = round_nearest(x[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) x[i] = sub(x[i], n[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) p[i] = set1(9.58285e-3F);
+    for (const float c : {5.590643e-2F, 2.4024099e-1F, 6.9312419e-1F, 1.0F}) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], x[i], set1(c));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) x[i] = scale_exponent(p[i], n[i]);
   }
   LB_INLINE static void store_two(Lhs* p, Vec first, Vec second) {
     _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));

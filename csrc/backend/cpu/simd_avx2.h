@@ -176,3 +176,5 @@ LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_
       transpose_8x8(source + j * source_stride + i, source_stride, target + i * target_stride + j, target_stride);
   }
 }
+
+#include "backend/cpu/simd_first.inc"

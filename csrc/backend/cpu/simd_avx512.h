@@ -35,6 +35,38 @@ LB_INLINE Vec keep_ge(Vec v, Vec a, Vec b) {
 LB_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 LB_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
+LB_INLINE Vec load_first(const float* p, std::int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+LB_INLINE void store_first(float* p, Vec v, std::int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v.v); }
+
+// Halves the lanes of up to 8 rows at once, by quarters of 128 bits as long as a row has several.
+template <int kRows, class Op>
+LB_INLINE Vec reduce_rows(const Vec (&rows)[kRows], const Op& op) {
+  static_assert(kRows <= 8);
+  const auto row = [&](int r) { return rows[r < kRows ? r : 0].v; };
+  const auto quarters = [&](int first) {  // of rows first .. first + 3
+    const auto halves = [&](int r) {
+      return op(_mm512_shuffle_f32x4(row(r), row(r + 1), 0x44), _mm512_shuffle_f32x4(row(r), row(r + 1), 0xee));
+    };
+    const __m512 a = halves(first);
+    const __m512 b = halves(first + 2);
+    return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  const __m512 low = quarters(0);
+  const __m512 high = kRows > 4 ? quarters(4) : low;
+  const __m512 pairs = op(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+  const __m512 ones = op(_mm512_shuffle_ps(pairs, pairs, 0x88), _mm512_shuffle_ps(pairs, pairs, 0xdd));
+  // Row r is now in quarter r % 4, lane r / 4.
+  return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), ones)};
+}
+template <int kRows>
+LB_INLINE Vec reduce_add_rows(const Vec (&rows)[kRows]) {
+  return reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+}
+template <int kRows>
+LB_INLINE Vec reduce_max_rows(const Vec (&rows)[kRows]) {
+  return reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
+}
+
 LB_INLINE Vec round_nearest(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

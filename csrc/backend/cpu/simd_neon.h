@@ -152,3 +152,5 @@ LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_
     }
   }
 }
+
+#include "backend/cpu/simd_first.inc"

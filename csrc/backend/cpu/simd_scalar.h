@@ -158,3 +158,5 @@ LB_INLINE void transpose_words(const std::uint32_t* source, std::int64_t source_
     for (int j = 0; j < 16; ++j) target[i * target_stride + j] = source[j * source_stride + i];
   }
 }
+
+#include "backend/cpu/simd_first.inc"
