@@ -60,7 +60,7 @@ asan: $(VENV)/ready
 	$(PIP) --group test
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(call SANITIZED,dev)
 	$(BIN)/llm-boost pull $(MODEL) || $(MAKE) demo
-	PYTHONPATH=build/dev/site LLM_BOOST_SANITIZER=address ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=$(CURDIR)/build/dev/site LLM_BOOST_SANITIZER=address ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest --capture=sys
 
 # Where a library's thread-local storage lies, the sanitizer guesses from what precedes it in memory, and dies of a wrong
@@ -69,7 +69,7 @@ tsan: $(VENV)/ready
 	$(PIP) --group test
 	PATH=$(CURDIR)/$(BIN):$$PATH; $(call SANITIZED,tsan)
 	$(BIN)/llm-boost pull $(MODEL) || $(MAKE) demo
-	PYTHONPATH=build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 intercept_tls_get_addr=0 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
+	PYTHONPATH=$(CURDIR)/build/tsan/site LLM_BOOST_SANITIZER=thread TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1 intercept_tls_get_addr=0 suppressions=$(CURDIR)/tests/tsan_suppressions.txt" \
 		LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest --capture=sys
 
 clean:
