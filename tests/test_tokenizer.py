@@ -240,9 +240,17 @@ def with_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
     def write(directory: Path) -> None:
         content = json.loads(byte_level_json().to_str())
         change(content)
-        (directory / "tokenizer.json").write_text(json.dumps(content))
+        text = json.dumps(content, ensure_ascii=False)  # as the library writes it
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
 
     return write
+
+
+def with_escaped_prefix(directory: Path) -> None:
+    """Writes a tokenizer.json that sets continuing_subword_prefix, and writes one letter of that as an escape."""
+    with_json(lambda json: json["model"].update(continuing_subword_prefix="xxxx"))(directory)
+    path = directory / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"continuing_subword_prefix', rb'"continuing\u005fsubword_prefix'))
 
 
 def with_config(family: str, config: object, name: str = "tokenizer_config.json") -> Callable[[Path], object]:
@@ -297,11 +305,15 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         with_json(lambda json: json["model"].update(continuing_subword_prefix="xxxx")),
         "has a 'continuing_subword_prefix'",
     ),
+    "escaped prefix": (with_escaped_prefix, "has a 'continuing_subword_prefix'"),
+    "no tokens": (
+        with_json(lambda json: json.update(model={"type": "WordLevel", "vocab": {}, "unk_token": "x"})),
+        "not a tokenizer|0 token ids",
+    ),
     "panic": (
         with_json(lambda json: json["post_processor"].update(special_tokens={})),
         "not a tokenizer",
     ),
-    "huge id": (with_json(lambda json: json["model"]["vocab"].update(x=2**31)), "expected 1 to 16777216"),
     "config": (with_config("llama", []), "tokenizer_config.json: is a JSON list"),
     "role": (with_config("llama", {"eos_token": 2}), "eos_token: expected a str, found int"),
     "empty role": (with_config("llama", {"eos_token": ""}), "eos_token: expected the text of a token"),
@@ -356,6 +368,24 @@ def fuse_and(step: decoders.Decoder) -> decoders.Decoder:
 def replace_pattern() -> object:
     steps = [{"type": "Replace", "pattern": {"Regex": "x+"}, "content": " "}, {"type": "Fuse"}]
     return {"type": "Sequence", "decoders": steps}
+
+
+def test_marks_that_are_not_set(tmp_path: Path) -> None:
+    with_json(lambda json: json["model"].update(continuing_subword_prefix="", end_of_word_suffix=None))(tmp_path)
+    assert load_tokenizer(tmp_path).encode("a")
+
+
+def test_mark_that_is_a_token(tmp_path: Path) -> None:
+    with_json(lambda json: json["model"]["vocab"].update(end_of_word_suffix=5000))(tmp_path)
+    assert load_tokenizer(tmp_path).token_to_id("end_of_word_suffix") == 5000
+
+
+def test_huge_id(tmp_path: Path) -> None:
+    with_json(lambda json: json["model"]["vocab"].update(x=2**31))(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.id_to_token(2**31) is tokenizer.id_to_token(2**40) is None
+    with pytest.raises(TokenizerError, match="2147483649 token ids, expected 1 to 16777216"):
+        _ = tokenizer.vocab_size
 
 
 @pytest.mark.parametrize(("write", "message"), WRONG.values(), ids=WRONG)

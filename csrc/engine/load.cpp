@@ -1,6 +1,7 @@
 #include "engine/load.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "backend/cpu/isa.h"
@@ -65,6 +66,20 @@ void plan_cache(const ModelConfig& config, const EngineOptions& options, const B
   program.max_blocks = ceil_div(max_model_len, program.block_size);
 }
 
+// Passes on what comes a tenth of a second after what it passed on before, and the end. A Python program's callback
+// waits for the interpreter, which may be busy with the tokenizer; so does a copy of it, hence the reference.
+std::function<void(std::int64_t, std::int64_t)> now_and_then(
+    const std::function<void(std::int64_t, std::int64_t)>& callback) {
+  if (!callback) return {};
+  using Clock = std::chrono::steady_clock;
+  return [&callback, last = Clock::now()](std::int64_t done, std::int64_t total) mutable {
+    const Clock::time_point now = Clock::now();
+    if (done < total && now - last < std::chrono::milliseconds(100)) return;
+    last = now;
+    callback(done, total);
+  };
+}
+
 }  // namespace
 
 LoadedModel::LoadedModel(const ModelConfig& config, const WeightTable& weights, const EngineOptions& options) {
@@ -94,7 +109,7 @@ std::unique_ptr<Engine> LoadedModel::make_engine(const ModelConfig& config, cons
   program.max_logit_rows = std::min(std::max(options.max_num_seqs, kPromptLogprobRows), options.max_num_batched_tokens);
   program.block_size = options.block_size == 0 ? capabilities.default_block_size : options.block_size;
   program.time_steps = options.time_steps;
-  program.on_progress = options.on_progress;
+  program.on_progress = now_and_then(options.on_progress);
   EngineLimits limits{config.vocab_size, 0, options.eos_token_ids};
   plan_cache(config, options, *backend_, graph, stored_bytes(graph, weights), program, limits.max_model_len);
 

@@ -29,7 +29,8 @@ struct EngineOptions {
   bool time_steps = false;
   DeviceOptions device;
   std::vector<std::int32_t> eos_token_ids;
-  std::function<void(std::int64_t done, std::int64_t total)> on_progress;  // bytes packed; on the engine's thread
+  // Bytes packed; on the engine's thread, ten times a second at most and at the end.
+  std::function<void(std::int64_t done, std::int64_t total)> on_progress;
 };
 
 // What became of the options.

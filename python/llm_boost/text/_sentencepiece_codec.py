@@ -9,6 +9,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken
 
 from llm_boost.errors import TokenizerError
+from llm_boost.text._tokenizer_codec import check_vocab_size
 
 _SPACE = "▁"  # U+2581, SentencePiece's way to write a space
 
@@ -72,7 +73,8 @@ class SentencePieceCodec:
         self._after = [] if eos is None else [self._ids[eos]]
         special_ids.update(filter(self._model.is_control, range(len(self._pieces))))
         self.special_ids = frozenset(special_ids)
-        self.vocab_size = max([len(self._pieces), *(token_id + 1 for token_id in added_tokens)])
+        largest = max([len(self._pieces), *(token_id + 1 for token_id in added_tokens)])
+        self.vocab_size = check_vocab_size(largest, where)
         self.leading_spaces = int(not legacy or self._model.encode("a", out_type=str)[0].startswith(_SPACE))
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:

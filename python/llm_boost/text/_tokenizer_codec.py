@@ -21,6 +21,8 @@ from llm_boost.errors import TokenizerError
 
 _T = TypeVar("_T")
 
+_MAX_VOCAB_SIZE = 2**24  # the largest in use have 2**18 tokens
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -38,14 +40,16 @@ class Codec(Protocol):
     """A vocabulary and the rules of encoding. Immutable, so any thread may call.
 
     Attributes:
-        vocab_size: One more than the largest id.
         special_ids: Ids of the special tokens.
         leading_spaces: Number of spaces that encoding puts before a text.
     """
 
-    vocab_size: int
     special_ids: frozenset[int]
     leading_spaces: int
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id. Raises TokenizerError if `check_vocab_size` does."""
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
         """Returns the token ids of a text."""
@@ -63,6 +67,13 @@ class Codec(Protocol):
         """Returns the bytes that a token stands for; none if there is no such id."""
 
 
+def check_vocab_size(size: int, where: str) -> int:
+    """Returns the size of a vocabulary. Raises TokenizerError if it is zero, or more than any model has."""
+    if not 0 < size <= _MAX_VOCAB_SIZE:
+        raise TokenizerError(f"{where}: {size} token ids, expected 1 to {_MAX_VOCAB_SIZE}")
+    return size
+
+
 class TokenizersCodec:
     """Encodes with the `tokenizers` library."""
 
@@ -75,8 +86,10 @@ class TokenizersCodec:
             where: Its file, for messages.
 
         Raises:
-            TokenizerError: A special token is missing, or the way back to text is of an unknown kind.
+            TokenizerError: There are no tokens, a special token is missing, or the way back to text is of an
+                unknown kind.
         """
+        check_vocab_size(backend.get_vocab_size(), where)
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -92,8 +105,12 @@ class TokenizersCodec:
                 backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
             special_ids.add(token_id)
         self.special_ids = frozenset(special_ids)
-        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         self.leading_spaces = self._pieces.leading_spaces
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """See `Codec`. On demand, because the library gives the ids only with all their pieces."""
+        return check_vocab_size(1 + max(self._backend.get_vocab().values()), self._where)
 
     @cached_property
     def _literal_backend(self) -> Backend:
@@ -129,7 +146,7 @@ class TokenizersCodec:
 
     def id_to_token(self, token_id: int) -> str | None:
         """See `Codec`."""
-        return self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+        return self._backend.id_to_token(token_id) if 0 <= token_id < _MAX_VOCAB_SIZE else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Codec`."""
