@@ -190,7 +190,8 @@ KernelCase attention_case(const Shape& shape, const KernelContext& context) {
     const auto context_of = [&](const cpu::AttentionPieces::Piece& piece) {
       return cpu::HeadContext{.cache = cache->head(static_cast<std::int64_t>(piece.queries.sequence), piece.kv_head),
                               .block_table = cache->block_table.data(),
-                              .length = context_len};
+                              .length = context_len,
+                              .begin = piece.begin()};
     };
     shares->reset();
     context.pool.run([&](int member) {

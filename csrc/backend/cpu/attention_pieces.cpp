@@ -61,21 +61,21 @@ AttentionPieces::Piece AttentionPieces::operator[](std::int64_t index) const {
   const auto run = static_cast<std::size_t>(after - begin) - 1;
   const std::int64_t first = first_piece_[run];
   const std::int64_t a_head = (first_piece_[run + 1] - first) / num_kv_heads_;
-  const std::int64_t in_head = (index - first) % a_head;
   Piece piece;
   piece.queries = runs_[run];
-  piece.kv_head = (index - first) / a_head;
   const std::int64_t num_rows = piece.queries.num_tokens * group_;
   if (by_tiles_) {
+    piece.kv_head = (index - first) % num_kv_heads_;
     const std::int64_t slot = static_cast<std::int64_t>(run) * num_kv_heads_ + piece.kv_head;
     piece.row_end = num_rows;
-    piece.tile = in_head;
+    piece.tile = (index - first) / num_kv_heads_;
     piece.num_tiles = a_head;
     piece.slot = static_cast<std::size_t>(slot);
     piece.tiles = reinterpret_cast<float*>(const_cast<std::byte*>(tiles_.data())) + slot * slot_floats_;
   } else {
+    piece.kv_head = (index - first) / a_head;
     // The last rows see the longest context: they go first, so that no thread is left with them at the end.
-    piece.row_begin = (a_head - 1 - in_head) * kQueryRows;
+    piece.row_begin = (a_head - 1 - (index - first) % a_head) * kQueryRows;
     piece.row_end = std::min(piece.row_begin + kQueryRows, num_rows);
   }
   return piece;

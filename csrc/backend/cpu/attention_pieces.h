@@ -22,8 +22,8 @@ struct QueryRun {
 };
 
 // Pieces are blocks of query rows of one run and kv head. Where that leaves too few for the threads and each run has
-// one token, they are tiles of the context instead; the thread that finishes the last one merges them. Which it is
-// never changes a result.
+// one token, they are tiles of the context instead, those of all kv heads in turn, as the cache lies; the thread that
+// finishes the last one of a head merges them. Which it is never changes a result.
 class AttentionPieces {
  public:
   // For steps of at most so many runs.
@@ -45,6 +45,9 @@ class AttentionPieces {
     std::int64_t tile = -1;
     std::int64_t num_tiles = 0;
     float* tiles = nullptr;
+
+    // The first position that it reads.
+    std::int64_t begin() const { return tile < 0 ? 0 : tile * kTilePositions; }
   };
   Piece operator[](std::int64_t index) const;
 

@@ -107,6 +107,7 @@ struct HeadContext {
   CacheView cache;
   const std::int32_t* block_table = nullptr;
   std::int64_t length = 0;  // positions
+  std::int64_t begin = 0;   // the first position that a piece of work reads, a multiple of kTilePositions
 };
 
 struct RopeRow {

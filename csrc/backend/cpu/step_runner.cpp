@@ -50,7 +50,8 @@ HeadContext StepRunner::context_of(const AttentionPieces::Piece& piece) const {
   return {.cache = program_.cache_view(layer_, piece.kv_head),
           .block_table = batch.block_table.data() +
                          piece.queries.sequence * static_cast<std::size_t>(program_.options_.max_blocks),
-          .length = batch.context_len[piece.queries.sequence]};
+          .length = batch.context_len[piece.queries.sequence],
+          .begin = piece.begin()};
 }
 
 void StepRunner::operator()(const EmbedStep& step) const {
